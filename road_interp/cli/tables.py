@@ -41,7 +41,7 @@ def composition(summary: dict[str, Any]) -> Table:
     """One row per set of active tasks: the fractions of answers that show each behaviour, and exactly the active ones."""
     rates, exactly = summary["rates"], summary.get("control", {}).get("sets")
     title = f"{summary['prompts']} prompts: fraction of answers that show a behaviour [95% interval]"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    table = _titled(title)
     *tasks, together, last = next(iter(rates.values()))
     for column in ("active", *tasks, "exactly these" if exactly else together, last):
         table.add_column(column)
@@ -55,7 +55,7 @@ def composition(summary: dict[str, Any]) -> Table:
 def multitask_accuracy(summary: dict[str, Any]) -> Table:
     """One row per head: accuracy with no planes, its own planes and all planes active."""
     title = "accuracy of each head [95% interval] with no planes, its own planes and all planes active; cost: own minus all"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    table = _titled(title)
     for column in ("head", "none", "own", "all", "cost"):
         table.add_column(column)
     for task, sets in summary["accuracy"].items():
@@ -67,13 +67,18 @@ def multitask_accuracy(summary: dict[str, Any]) -> Table:
 def exact_match(summary: dict[str, Any]) -> Table:
     """One row per task: fraction of exact matches with no planes, its own planes and all planes active."""
     title = "exact matches [95% interval] with no planes, the task's own planes and all planes active"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    table = _titled(title)
     for column in ("task", "questions", "none", "own", "all"):
         table.add_column(column)
     for task, sets in summary["exact match"].items():
         cells = [*map(_interval, sets.values())]
         table.add_row(task, f"{summary['questions'][task]:,}", *cells, *[""] * (3 - len(cells)))
     return table
+
+
+def _titled(title: str | Text, **options: Any) -> Table:
+    """An empty table with a line under its head, and its title on the left."""
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, **options)
 
 
 def _interval(value: Sequence[float]) -> str:
@@ -95,7 +100,7 @@ def angles(report: AngleReport) -> Table:
     summaries = [site.summary() for site in report.sites]
     if any(summary["reflections"] for summary in summaries):
         columns["mir."] = "reflections"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))
+    table = _titled(title, padding=(0, 0, 0, 1))
     table.add_column("layer", justify="right", min_width=5)
     table.add_column("module", overflow="ellipsis", no_wrap=True)
     for heading in columns:
@@ -112,10 +117,9 @@ def drift(report: DriftReport) -> Table:
     title = f"{report.texts:,} texts, token: {report.token}; means with 95% intervals, angles in degrees"
     pinned = any(place.norm_is_pinned for place in report.places)
     caption = "after norm: the LayerNorm that ends the block sets the norm" if pinned else None
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    table = _titled(title, caption=caption, caption_justify="left", padding=(0, 0, 0, 1))
     for column in ("block", "state", "angle", "dM (%)", "signed", "over\nnull"):
         table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
-    table.padding = (0, 0, 0, 1)
     for place in report.places:
         state = "before norm" if place.before_norm else "after norm" if place.norm_is_pinned else "output"
         angle = "{:.2f} [{:.2f}, {:.2f}]".format(*place.angle)
@@ -128,7 +132,7 @@ def drift(report: DriftReport) -> Table:
 def ablation(report: AblationReport) -> Table:
     """One row per ablated adapter."""
     title = f"{report.metric} on the test data with an ablated adapter, and {report.metric} lost [95% interval]"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))
+    table = _titled(title, padding=(0, 0, 0, 1))
     table.add_column("changed", no_wrap=True, overflow="ellipsis")
     for column in ("keeps", report.metric, "lost"):
         table.add_column(column, justify="left" if column == "keeps" else "right", no_wrap=True, min_width=15)
@@ -149,7 +153,7 @@ def short(value: float) -> str:
 def check(found: Check) -> Table:
     """One row per number of a check, under its question and verdict."""
     title = Text.assemble(f"{found.question} ", (found.verdict, "bold"), f" ({found.reason})", style="table.title")
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    table = _titled(title)
     for column in ("", "value", "95%"):
         table.add_column(column, justify="left" if column == "" else "right")
     for name, (value, low, high) in found.numbers.items():
@@ -161,7 +165,7 @@ def throughput(report: ThroughputReport) -> Table:
     """One row per setting and method: time ratio to the bare model with quartiles, tokens per second, memory in MiB."""
     model = readable_name(report.model)
     title = f"{model}, {report.sites} sites, {report.dtype}, {report.device}: time over the bare model's; memory in MiB"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    table = _titled(title)
     for column in ("task and method", "ratio", "quartiles", "tokens/s", "peak", "saved"):
         table.add_column(column, justify="left" if column.startswith("task") else "right", no_wrap=True)
     heading = ""
@@ -192,7 +196,7 @@ def score(scores: dict[str, Any]) -> str:
 def sizes(reports: Sequence[SizeReport]) -> Table:
     """One row per model, sites and variant; percentages of at least 0.1 are marked."""
     title = "trained values in percent of the model (* at least 0.1), MB of a bank of 1,000 adapters in fp32, LoRA of rank 8"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    table = _titled(title)
     for column in ("model and sites", "variant", "values", "%", "MB", "LoRA"):
         table.add_column(column, justify="left" if column in ("model and sites", "variant") else "right", no_wrap=True)
     for report in reports:
