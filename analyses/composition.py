@@ -163,36 +163,12 @@ def describe(found: CompositionStudy) -> Described:
     rows = []
     divided = {(each.model, each.tasks): each for slug, each in found.reports.items() if slug.endswith(MAIN)}
     for slug, each in found.reports.items():
-        model = readable_name(each.model)
-        name = each.method if each.method.startswith(model) else f"{model}, {each.method}"
-        least, value = each.least_control()
-        rows.append((f"{name}: mean over sets", with_interval(each.mean_control())))
-        rows.append((f"{name}: least, {least}", with_interval(value)))
-        shown = [("no task" if score.active == BASE else score.active, score.active) for score in each.scores]
-        rows += [(f"{name}: {words}", with_interval(each.control(active))) for words, active in shown]
-        together = each.of("+".join(each.tasks))
-        rows.append((f"{name}: {together.active}, right or wrong", f"{together.attempted().mean():.3f}"))
-        for active in dict.fromkeys((together.active, least)):
-            rows.append((f"{name}: {active}, ended", f"{np.mean(each.of(active).finished):.3f}"))
-            parts = active.split("+") if "+" in active else []
-            rows += [(f"{name}: {active}, {task} right", f"{each.of(active).joint([task]).mean():.3f}") for task in parts]
-        rows.append((f"{name}: the more frequent label", f"{each.majority:.3f}"))
-        others = {"planes": divided.get((each.model, each.tasks), each)}
+        name = name_of(each)
+        rows += values_of(name, each)
+        rows += differences_of(f"{name} minus planes", each, divided.get((each.model, each.tasks), each))
         if FASTER in slug:
-            others["planes at that rate"] = found.reports.get(MAIN + FASTER, each)
-        for words, other in others.items():
-            if other is not each and {*other.seeds} & {*each.seeds}:
-                for which, active in (("mean over sets", None), *shown[1:]):
-                    value = with_interval(each.difference(other, active))
-                    rows.append((f"{name} minus {words}: {which}", value))
-                    rows += by_division(f"{name} minus {words}: {which}", each.paired(other, active))
-    if (by_name := bank(found)) and (main := found.reports.get(MAIN)) and {*by_name.seeds} <= {*main.seeds}:
-        model = readable_name(by_name.model)
-        for name, each in ((by_name.method, by_name), ("planes", main.on_seeds(by_name.seeds))):
-            same = f"{model}, {name}, division {', '.join(map(str, by_name.seeds))}"
-            rows.append((f"{same}: mean over sets", with_interval(each.mean_control())))
-            rows += [(f"{same}: {score.active}", with_interval(each.control(score.active))) for score in each.scores[1:]]
-        rows.append((f"{model}, {by_name.method} minus planes: mean over sets", with_interval(by_name.difference(main))))
+            rows += differences_of(f"{name} minus planes at that rate", each, found.reports.get(MAIN + FASTER, each))
+    rows += adapters_by_name(found)
     first = next(iter(found.reports.values()))
     sentence = (
         "Fractions of answers that have ended and show exactly the active tasks, with 95% intervals over seeds and prompts, "
@@ -204,6 +180,55 @@ def describe(found: CompositionStudy) -> Described:
         "is an interval for these divisions alone."
     )
     return sentence, rows
+
+
+def name_of(found: CompositionReport) -> str:
+    """The model and the method of a report."""
+    model = readable_name(found.model)
+    return found.method if found.method.startswith(model) else f"{model}, {found.method}"
+
+
+def named_sets(found: CompositionReport) -> list[tuple[str, str]]:
+    """The name of every set of active tasks, and the set."""
+    return [("no task" if score.active == BASE else score.active, score.active) for score in found.scores]
+
+
+def values_of(name: str, found: CompositionReport) -> list[tuple[str, str]]:
+    """Control of all sets, and what is right in the answers with all tasks active and with the set that is called up worst."""
+    least, value = found.least_control()
+    rows = [(f"{name}: mean over sets", with_interval(found.mean_control())), (f"{name}: least, {least}", with_interval(value))]
+    rows += [(f"{name}: {words}", with_interval(found.control(active))) for words, active in named_sets(found)]
+    together = found.of("+".join(found.tasks))
+    rows.append((f"{name}: {together.active}, right or wrong", f"{together.attempted().mean():.3f}"))
+    for active in dict.fromkeys((together.active, least)):
+        rows.append((f"{name}: {active}, ended", f"{np.mean(found.of(active).finished):.3f}"))
+        parts = active.split("+") if "+" in active else []
+        rows += [(f"{name}: {active}, {task} right", f"{found.of(active).joint([task]).mean():.3f}") for task in parts]
+    return [*rows, (f"{name}: the more frequent label", f"{found.majority:.3f}")]
+
+
+def differences_of(name: str, found: CompositionReport, other: CompositionReport) -> list[tuple[str, str]]:
+    """Control less that of another report, where both have a seed."""
+    if other is found or not {*other.seeds} & {*found.seeds}:
+        return []
+    rows = []
+    for which, active in (("mean over sets", None), *named_sets(found)[1:]):
+        rows.append((f"{name}: {which}", with_interval(found.difference(other, active))))
+        rows += by_division(f"{name}: {which}", found.paired(other, active))
+    return rows
+
+
+def adapters_by_name(found: CompositionStudy) -> list[tuple[str, str]]:
+    """Control of the adapters of `bank` beside that of planes, on the same divisions."""
+    by_name, main = bank(found), found.reports.get(MAIN)
+    if by_name is None or main is None or not {*by_name.seeds} <= {*main.seeds}:
+        return []
+    model, rows = readable_name(by_name.model), []
+    for name, each in ((by_name.method, by_name), ("planes", main.on_seeds(by_name.seeds))):
+        same = f"{model}, {name}, division {', '.join(map(str, by_name.seeds))}"
+        rows.append((f"{same}: mean over sets", with_interval(each.mean_control())))
+        rows += [(f"{same}: {score.active}", with_interval(each.control(score.active))) for score in each.scores[1:]]
+    return [*rows, (f"{model}, {by_name.method} minus planes: mean over sets", with_interval(by_name.difference(main)))]
 
 
 def by_division(name: str, differences: Float[np.ndarray, "divisions prompts"]) -> list[tuple[str, str]]:
