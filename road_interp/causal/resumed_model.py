@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -142,7 +141,7 @@ class ResumedModel:
         return logits_at(self.model, lengths - begins - 1, **inputs)
 
     def _opened(self) -> AbstractContextManager[OpenContext]:
-        return opened(self.model, f"an interchange in {threading.current_thread().name}", "interchange")
+        return opened(self.model, "an interchange", "interchange")
 
     @contextmanager
     def _resumed(self, entering: Tensor) -> Iterator[None]:

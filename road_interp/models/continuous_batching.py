@@ -131,8 +131,7 @@ class ContinuousBatching:
 
     def __enter__(self) -> ContinuousBatching:
         with ExitStack() as undo:
-            self._name = f"continuous batching in {threading.current_thread().name}"
-            undo.enter_context(opened(self._model, self._name, "alone"))
+            self._context = undo.enter_context(opened(self._model, "continuous batching", "alone"))
             if merged_rotations(self._model) != self._weights:
                 raise InputError("rotations were merged or unmerged since the engine was made: make it again")
             for request in [*self._requests]:  # of an earlier `with` statement, whose engine did not finish them
@@ -325,8 +324,8 @@ class ContinuousBatching:
         """
         if threading.current_thread() is not self._manager._generation_thread:
             raise InputError(
-                f"a call in {threading.current_thread().name} overlaps with {self._name}, which has the model to itself: add a "
-                "request to it, or end it first"
+                f"a call in {threading.current_thread().name} overlaps with {self._context.name}, which has the model to itself: "
+                "add a request to it, or end it first"
             )
         self._forget_cancelled()
         positions: list[int] = [] if self._positions == "all" else kwargs["position_ids"].flatten().tolist()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from threading import RLock
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -15,14 +15,14 @@ from road_interp.rotation.plane_maps import PlaneMaps
 
 Kind = Literal["call", "interchange", "attached", "merged", "alone", "merge"]
 _OPEN: WeakKeyDictionary[nn.Module, list[OpenContext]] = WeakKeyDictionary()  # of every model
-_LOCK = RLock()  # garbage collection inside it may close a generator that holds a context
+_LOCK = threading.RLock()  # garbage collection inside it may close a generator that holds a context
 
 
 class OpenContext:
     """Something that runs on a model.
 
     Attributes:
-        name: in errors.
+        name: in errors: what it is, and in which thread it began.
         kind: a "call" concerns its own thread. An "interchange" would change the calls beside it. "attached" rotations concern
             the calls of every thread; where they are merged, the statement only keeps the weights ("merged"). A "merge" changes
             the weights; pyvene's loop and the engine have the model "alone".
@@ -53,18 +53,21 @@ class OpenContext:
 
 @contextmanager
 def opened(
-    model: nn.Module, name: str, kind: Kind, owner: Any = None, rotates: bool = False, compiles: bool = False
+    model: nn.Module, what: str, kind: Kind, owner: Any = None, rotates: bool = False, compiles: bool = False
 ) -> Iterator[OpenContext]:
     """Register what runs on a model. Raises InputError, which names both, beside a context that does not admit it.
 
     A context of a model is one of the models that contain it, and of its parts, too.
+
+    Args:
+        what: the first part of its name, such as "a call".
     """
-    context = OpenContext(name, kind, owner, rotates, compiles)
+    context = OpenContext(f"{what} in {threading.current_thread().name}", kind, owner, rotates, compiles)
     with _LOCK:
         if (other := next((each for each in _contexts(model) if not each.admits(context)), None)) is not None:
             raise InputError(
-                f"{name} overlaps with {other.name}: one of them changes the model for every thread. End the first, or use "
-                "forward and generate alone, whose rotations belong to their caller"
+                f"{context.name} overlaps with {other.name}: one of them changes the model for every thread. End the first, or "
+                "use forward and generate alone, whose rotations belong to their caller"
             )
         own = _OPEN.setdefault(model, [])
         own.append(context)

@@ -259,8 +259,8 @@ class RoadModel(IntervenableModel):
         """
         given = {"adapter_names": adapter_names, "positions": positions, "tasks": tasks, "strengths": strengths}
         options = ", ".join(f"{name}={shown(value)}" for name, value in given.items() if value is not None)
-        name = f"attached({options}) of {self.variant} at {len(self.sites)} sites in {threading.current_thread().name}"
-        with self._rotating(RowArguments(adapter_names, tasks, trainable_tasks, strengths), positions, {}, attached=name):
+        what = f"attached({options}) of {self.variant} at {len(self.sites)} sites"
+        with self._rotating(RowArguments(adapter_names, tasks, trainable_tasks, strengths), positions, {}, attached=what):
             yield self.model
 
     def generate_batch(
@@ -472,7 +472,7 @@ class RoadModel(IntervenableModel):
         """
         if self.positions != "all":
             raise InputError(f"positions {self.positions!r} cannot be merged: merged weights rotate every token")
-        with opened(self.model, f"merge in {threading.current_thread().name}", "merge"):
+        with opened(self.model, "merge", "merge"):
             if self._merged is not None:
                 raise InputError("the rotations are already merged; call unmerge first")
             self._check_weights()
@@ -490,7 +490,7 @@ class RoadModel(IntervenableModel):
         """
         if self._merged is None:
             return
-        with opened(self.model, f"unmerge in {threading.current_thread().name}", "merge"):
+        with opened(self.model, "unmerge", "merge"):
             if self._merged is not None:
                 self._merged.restore()
             self._merged = None
@@ -523,14 +523,13 @@ class RoadModel(IntervenableModel):
 
         Rotations that `attached` or `merge` have already applied stay as they are.
         """
-        thread = threading.current_thread().name
-        name = attached or (f"a compiled generate in {thread}" if is_compiled else f"a call in {thread}")
+        what = attached or ("a compiled generate" if is_compiled else "a call")
         applied = self._applied(attached is not None)
         kind: Kind = "call" if attached is None else "merged" if applied else "attached"
-        with opened(self.model, name, kind, self, rotates=applied is None, compiles=is_compiled) as context:
+        with opened(self.model, what, kind, self, rotates=applied is None, compiles=is_compiled) as context:
             self._check_weights()
             if self._applied(attached is not None) != applied:  # the context is open, and keeps them as they are
-                raise InputError(f"{name} began while the rotations were attached, merged or taken off in another thread")
+                raise InputError(f"{context.name} began while the rotations were attached, merged or taken off in another thread")
             if applied:
                 _check_unchanged(rows, positions, applied)
                 with self._as_applied() if attached is None else nullcontext():
@@ -576,7 +575,7 @@ class RoadModel(IntervenableModel):
         Its hooks act on the calls of every thread. Raises InputError if another context is open on the base model, and for merged
         rotations, which it would apply twice.
         """
-        with opened(self.model, f"a call through pyvene's loop in {threading.current_thread().name}", "alone"):
+        with opened(self.model, "a call through pyvene's loop", "alone"):
             if self._merged is not None:
                 raise InputError("the rotations are merged, and pyvene's loop would apply them again: call unmerge first")
             self._check_weights()
@@ -611,7 +610,7 @@ class RoadModel(IntervenableModel):
     def _unrotated(self, call: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
         """The output of the base model without rotations. Raises InputError if it is rotated, or would share a cache."""
         compiles = compiles_generation(self.model, inputs)
-        with opened(self.model, f"a call in {threading.current_thread().name}", "call", self, compiles=compiles):
+        with opened(self.model, "a call", "call", self, compiles=compiles):
             if self._merged is not None or shared_context(self.model) is not None:
                 raise InputError(f"the rotations are {self._applied() or 'attached'}: there is no original output without them")
             check_new_cache(inputs)

@@ -74,6 +74,9 @@ BESIDE = {
 }
 
 
+OVERLAP = "^other in MainThread overlaps with one in MainThread: "
+
+
 def begin(model, name, kind):
     flags = {"rotates": kind in ("call", "compiled call"), "compiles": kind.startswith("compiled")}
     return opened(model, name, "call" if kind in CALLS else kind, **flags)
@@ -88,14 +91,14 @@ def test_what_may_begin_beside_what(first, kind):
         context.is_ready = True
         for model in (base, base.model):  # a part of the model, too
             if kind not in BESIDE[first]:
-                with pytest.raises(InputError, match="^other overlaps with one: "), begin(model, "other", kind):
+                with pytest.raises(InputError, match=OVERLAP), begin(model, "other", kind):
                     pass
             else:
                 with begin(model, "other", kind):
                     assert is_rotated(base) == ({first, kind} != {"merged"})
         context.is_ready = False  # attached rotations are put in place, or removed
         if first == "attached" and kind != "merged":
-            with pytest.raises(InputError, match="^other overlaps with one: "), begin(base, "other", kind):
+            with pytest.raises(InputError, match=OVERLAP), begin(base, "other", kind):
                 pass
         with begin(tiny_model("Llama", "causal-lm"), "of another model", kind):
             assert shared_context(base) is (context if first in ("attached", "alone", "merge") else None)
