@@ -260,12 +260,8 @@ def draw_variable_pairs(
     known = {name: [question for question in of_split if question.attribute == name] for name in task.attributes}
     drawn: list[tuple[Pair, str, str, tuple[str, str]]] = []
     for swapped, asked in product(task.attributes, repeat=2):
-        found: dict[tuple[Question, Question], Pair] = {}
-        for base, source, pair in _draw(task, known[asked], of_split, swapped, rng, 200 * count):
-            if (base, source) not in found and _can_be_encoded(pair, tokenizer, prefix):
-                found[base, source] = pair
-            if len(found) == count:
-                break
+        tried = _draw(task, known[asked], of_split, swapped, rng, 200 * count)
+        found = _different_pairs(tried, count, tokenizer, prefix)
         if len(found) < count:
             raise InputError(
                 f"{task.name}: {len(found)} pairs of {count} that swap {swapped} and ask for {asked}: too few {split} "
@@ -291,6 +287,19 @@ def _draw(
         differ = task.values[base.entity][swapped] != task.values[source.entity][swapped]
         if differ and base._replace(entity=source.entity) in right and (pair := _pair(task, base, source)) is not None:
             yield base, source, pair
+
+
+def _different_pairs(
+    drawn: Iterator[tuple[Question, Question, Pair]], count: int, tokenizer: PreTrainedTokenizerBase, prefix: str
+) -> dict[tuple[Question, Question], Pair]:
+    """The first `count` different pairs among the drawn ones that can be encoded, by the questions of base and source."""
+    found: dict[tuple[Question, Question], Pair] = {}
+    for base, source, pair in drawn:
+        if (base, source) not in found and _can_be_encoded(pair, tokenizer, prefix):
+            found[base, source] = pair
+        if len(found) == count:
+            break
+    return found
 
 
 def check_questions(questions: Sequence[Question], task: EntityTask) -> None:
