@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from road_interp.arguments import check_argument
-from road_interp.causal.arguments import check_interchange
+from road_interp.causal.arguments import check_interchange, warn_of_soft_mask
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns
 from road_interp.causal.trained_values import count_parameters, effective_parameters
 from road_interp.measure.intervals import mean_interval, value_interval
@@ -56,10 +56,11 @@ class InterchangeReport(Result):
 def interchange_accuracy(runs: InterchangeRuns, interchange: Interchange, method: str) -> InterchangeReport:
     """Measure the effect of an interchange, trained or not, on all pairs of `runs`. `method` is its name in the report.
 
-    Raises InputError for an interchange that cannot be applied to the states of `runs`.
+    Raises InputError for an interchange that cannot be applied to the states of `runs`. Warns of a mask that is not hardened.
     """
     check_argument("causal.interchange_accuracy", runs, InterchangeRuns, "InterchangeRuns(model, pairs, layer, span)")
     check_interchange("causal.interchange_accuracy", interchange, runs.bases[:1], runs.sources[:1])
+    warn_of_soft_mask("causal.interchange_accuracy", interchange)
     after, before = runs.odds(interchange).cpu().numpy(), runs.base_odds.cpu().numpy()
     swapped = after > 0
     gain = after + before  # `before` is for the base's answer, `after` for the source's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -30,6 +31,16 @@ def check_reads_source(interchange: object) -> None:
         raise InputError(
             f"a {type(interchange).__name__} reads no source state, so it exchanges nothing: give an interchange, such as "
             "RoadInterchangeIntervention or full_swap"
+        )
+
+
+def warn_of_soft_mask(function: str, interchange: object) -> None:
+    """Warn of a learned mask that is measured before `harden`: it swaps every coordinate in part."""
+    if getattr(interchange, "has_soft_mask", False):
+        warnings.warn(
+            f"{function}: the mask of this {type(interchange).__name__} is not hardened, so that every coordinate is swapped in "
+            "part: call its harden() before it is measured",
+            stacklevel=3,
         )
 
 

@@ -18,6 +18,7 @@ from road_interp.causal.interchange_runs import Interchange, InterchangeRuns
 from road_interp.causal.trained_values import count_parameters
 from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError, did_you_mean
+from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.progress import Progress, prefixed, silent
 from road_interp.results import Result
 
@@ -65,7 +66,8 @@ def scan(
     Args:
         splits: as `load_pairs` returns them, or `Splits(train, validation, test)` of pairs that share no words.
         layers: block numbers.
-        make: returns a new interchange for a width; a module with parameters is trained on the training split first.
+        make: returns a new interchange for a width; a module with parameters is trained on the training split first,
+            and its mask is hardened, if it has one.
         method: name of the interchange in the report.
         training: further arguments of `train_interchange`.
 
@@ -93,6 +95,8 @@ def scan(
                 if count_parameters(interchange):
                     train = train or InterchangeRuns(model, splits.train, layer, spans[0], progress=in_block)
                     train_interchange(train.at(span), interchange, **training)
+                    if isinstance(interchange, RoadInterchangeIntervention) and interchange.has_soft_mask:
+                        interchange.harden()
             reports[-1].append(interchange_accuracy(test.at(span), interchange, method))
     accuracy, log_odds = (
         tuple(tuple(getattr(report, key) for report in row) for row in reports) for key in ("accuracy", "log_odds")

@@ -69,6 +69,11 @@ class MaskedInterchange(nn.Module):
         check_positive("causal.MaskedInterchange", "the temperature of a mask", temperature)
         self.temperature.fill_(temperature)
 
+    @property
+    def has_soft_mask(self) -> bool:
+        """Whether coordinates are swapped in proportion to the masks, as before `harden`."""
+        return not bool((self.owners > -2).any())
+
     def harden(self) -> None:
         """Give every variable the coordinates that it claims most: exactly its number, with the largest sum of claims."""
         claims = (self.logits[:-1] - self.logits[-1]).detach().repeat_interleave(self.coordinates, dim=0)
@@ -88,7 +93,7 @@ class MaskedInterchange(nn.Module):
 
     def _shares(self) -> Tensor:
         """The proportion of every coordinate that each variable claims, or owns after `harden`."""
-        if bool((self.owners > -2).any()):
+        if not self.has_soft_mask:
             return torch.stack([self.owners == index for index in range(len(self.logits) - 1)]).float()
         claims, none = (self.logits / self.temperature).split([len(self.logits) - 1, 1])
         least = (claims - none).topk(self.coordinates).values[:, -1:]

@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from road_interp.arguments import check_argument, checked_list
-from road_interp.causal.arguments import check_interchange, check_model, check_numbers
+from road_interp.causal.arguments import check_interchange, check_model, check_numbers, warn_of_soft_mask
 from road_interp.causal.entity_task import VariablePairs
 from road_interp.causal.interchange_runs import InterchangeRuns, in_evaluation
 from road_interp.causal.trained_values import count_parameters
@@ -237,10 +237,11 @@ def measure_variables(
     """Score an interchange, trained or not, on all pairs of `runs`. The arguments are fields of the report.
 
     Raises InputError for pairs of a single variable, which have no isolation, for pairs that lack a combination of swapped and
-    asked variable, and for an interchange that cannot be applied.
+    asked variable, and for an interchange that cannot be applied. Warns of masks that are not hardened.
     """
     check_argument("causal.measure_variables", runs, VariableRuns, "VariableRuns(model, pairs, layer, variables)")
     runs.check("causal.measure_variables", interchange)
+    warn_of_soft_mask("causal.measure_variables", interchange)
     hits = runs.hits(interchange).cpu().numpy()
     pairs = runs.pairs
     names = list(dict.fromkeys(pairs.swapped))

@@ -141,6 +141,11 @@ class RoadInterchangeIntervention(SubspaceInterchange):
         check_positive("RoadInterchangeIntervention", "the temperature of a mask", temperature)
         self.temperature.fill_(temperature)
 
+    @property
+    def has_soft_mask(self) -> bool:
+        """Whether coordinates are swapped in proportion to a learned mask, as before `harden`."""
+        return self.mask is not None
+
     def harden(self) -> tuple[int, ...]:
         """Replace the learned mask by the list of coordinates with a proportion above one half, and return the list."""
         if self.mask is None:

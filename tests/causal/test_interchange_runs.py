@@ -449,6 +449,9 @@ def test_a_scan_finds_where_the_variable_is(taught):
         learning_rate=0.1,
     )
     assert learned.accuracy[0][0] > 0.95
+    masked = RoadInterchangeIntervention(32, 2, "mask")
+    scan(model, splits, [0], ["name"], lambda width: masked, "mask", steps=20, learning_rate=0.1, temperatures=(1.0, 0.01))
+    assert 0 < len(masked.rows) < 32  # hardened before it was measured
     ax = plots.interchange_scan(report)
     assert ax.images[0].get_array().tolist() == [[1, 0], [report.accuracy[0][1], 1]]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["name", "last"]

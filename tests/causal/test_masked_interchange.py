@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
 
+from road_interp.causal.accuracy import interchange_accuracy
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.variables import measure_variables, train_variables
 from road_interp.errors import InputError
@@ -52,6 +54,23 @@ def test_masks_own_their_number_where_all_training_pointed_elsewhere():
         masked.logits[2] = 50.0
     masked.harden()
     assert sorted(masked.owners.tolist()) == [-1] * 5 + [0, 0, 1, 1]
+
+
+def test_masks_that_are_measured_before_they_are_hardened_are_warned_of(runs):
+    masked, road = MaskedInterchange(2, 32, 2), RoadInterchangeIntervention(32, rows="mask")
+    torch.nn.init.normal_(road.mask, generator=torch.Generator().manual_seed(0))
+    for measure in (
+        lambda: measure_variables(runs, masked, "masks"),
+        lambda: interchange_accuracy(runs.runs, road, "mask"),
+    ):
+        with pytest.warns(UserWarning, match=r"is not hardened, .* call its harden\(\) before it is measured"):
+            measure()
+    masked.harden()
+    road.harden()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measure_variables(runs, masked, "masks")
+        interchange_accuracy(runs.runs, road, "mask")
 
 
 @pytest.mark.parametrize("mask", [MaskedInterchange(2, 8, 3), RoadInterchangeIntervention(8, rows="mask")])
