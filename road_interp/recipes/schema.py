@@ -85,7 +85,8 @@ class DataRecipe:
     """A labelled data set and its splits.
 
     Attributes:
-        id: `glue/NAME`, a file (CSV, TSV, JSON, JSONL, Parquet), a folder, a hub id, or `package://NAME/path`.
+        id: `glue/NAME`, a file (CSV, TSV, JSON, JSONL, Parquet), a folder, a hub id, or `package://NAME/path`. Of a folder and a
+            hub id the split "train" is read, of `validation` and `test` those of these names; `ID:SPLIT` names another.
         config: configuration of a hub data set.
         validation: id of the validation set. Without a test set it is divided in two, as in the paper: 1,000 examples (half of
             a set smaller than 2,000) select the checkpoint, and the rest are the test set.
@@ -157,7 +158,8 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """AdamW with warm-up; the first checkpoint with the best validation score is kept (paper, tables C.2 and C.3).
+    """AdamW with warm-up (paper, tables C.2 and C.3). Of `kind: classification` the weights of the first epoch with the best
+    validation score are kept, of other kinds the last ones.
 
     Attributes:
         learning_rate: the highest, after the warm-up.
@@ -341,7 +343,7 @@ class ScoringRecipe:
     """Scoring of generated answers: the numbers of held-out prompts for validation and test. Decoding is greedy.
 
     Attributes:
-        validation: number of prompts that select settings; none is trained on.
+        validation: number of prompts that are scored beside, for the choice of settings; none is trained on.
         test: number of prompts whose scores are reported; none is trained on.
         max_new_tokens: longer answers are cut off.
         batch_size: prompts that are answered at once.
@@ -369,7 +371,8 @@ class MultiTaskGenerationRecipe(_YamlRecipe):
         co_activation_loss: the target of a token that decides a part of the answer of another active task: none ("own": it is
             left out), what the other active tasks predict without the example's own ("distilled"), or the token of the
             example's answer ("all").
-        shared: name of a task whose planes are active in every row, of plain answers or of a data set.
+        shared: name of a task whose planes are active in every row of training and scoring, of plain answers or of a data set.
+            Calls of the trained model name it beside the others, as in tasks=["label+shared"].
         template: Jinja template of the model's input, with the variable `prompt`. The tokeniser adds no special tokens to it.
         reviews: film reviews with two labels, the prompts of tasks that have a behaviour. `classes` lists the negative label and
             the positive one; without it the greater of two numbers is positive, and texts must be neg or negative and pos or

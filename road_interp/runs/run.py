@@ -131,11 +131,13 @@ class Run:
             raise InputError(f"'{self.folder}': the labels of {whose} are {now} now, and were {then} when it was trained")
 
     def trained_on(self, data: str) -> bool:
-        """Whether a file or data set, by its id or its content, is the one that the training texts were taken from."""
+        """Whether a file, by its content, or the split of a data set is the one that the training texts were taken from."""
         recipe, digest = self.recipe, sha256_of(data)
         sources = [recipe.data] if isinstance(recipe, ClassificationRecipe) else recipe.tasks.values()
-        ids = [getattr(source, "id", None) for source in sources]
-        return any(each == data or (digest is not None and sha256_of(each) == digest) for each in ids if each is not None)
+        trained = {each: getattr(source, "split", "train") for source in sources if (each := getattr(source, "id", None))}
+        if digest is not None:
+            return digest in map(sha256_of, trained)
+        return _with_split(data, "test") in [_with_split(each, split) for each, split in trained.items()]
 
     @property
     def composition(self) -> CompositionReport | MultiTaskAccuracyReport:
@@ -259,6 +261,11 @@ class Run:
             what = f"'{repo_id}' executes code from the repository of '{run.recipe.model.id}'"
             raise InputError(f"{what}; review it, then pass trust_remote_code=True")
         return run
+
+
+def _with_split(identifier: str, split: str) -> str:
+    """The id of a data set with the split that is read, the given one where the id names none."""
+    return identifier if ":" in identifier else f"{identifier}:{split}"
 
 
 @contextmanager

@@ -239,6 +239,23 @@ def test_glue_by_name(monkeypatch, name):
     assert ("text_pair" in task.train.column_names) == (pair is not None)
 
 
+def test_the_splits_of_a_data_set_are_read_by_their_names(monkeypatch):
+    sizes = {"train": 40, "validation": 8, "test": 12, "unseen": 16}
+    table = {
+        name: Dataset.from_list([{"text": f"{name} {n}", "label": n % 2} for n in range(size)]) for name, size in sizes.items()
+    }
+    monkeypatch.setattr(rows, "load_dataset", lambda path, config=None: DatasetDict(table))
+
+    def found(**ids):
+        data = load_labelled(DataRecipe("films", **ids))
+        return [len(split) for split in (data.train, data.validation, data.test)]
+
+    assert found() == [32, 4, 4]  # of "train" alone
+    assert found(validation="films", test="films") == [40, 8, 12]
+    assert found(validation="films", test="films:unseen") == [40, 8, 16]
+    assert len(load_test_set(DataRecipe("films"), "films", (0, 1)).test) == 12
+
+
 def test_what_a_recipe_says_of_a_glue_data_set_is_kept():
     mismatched = "nyu-mll/glue:validation_mismatched"
     given = DataRecipe("glue/mnli", validation=mismatched, metric="matthews", text="hypothesis")

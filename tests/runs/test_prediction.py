@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pandas
 import pytest
@@ -185,6 +185,10 @@ def test_the_data_of_the_training_are_known_by_name_and_content(finished, workpl
     assert finished.trained_on(str(copy))
     assert not finished.trained_on(str(other))
     assert not finished.trained_on("glue/rte")
+    of_a_set = replace(finished, recipe=replace(finished.recipe, data=replace(finished.recipe.data, id="films")))
+    assert not of_a_set.trained_on("films")  # whose test split is read
+    assert not of_a_set.trained_on("films:test")
+    assert of_a_set.trained_on("films:train")
     _, _, err = run(capsys, monkeypatch, "evaluate", finished.folder, "--data", other, "--json")
     assert "warning" not in err
 
