@@ -20,8 +20,10 @@ import os
 import re
 import shlex
 import sys
+from dataclasses import replace
 from inspect import isfunction
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import pytest
@@ -29,6 +31,7 @@ import torch
 from typer.main import get_command
 
 import road_interp as ri
+from helpers.models import tiny_model
 from road_interp import measure, plots
 from road_interp.cli.app import app, main
 from road_interp.recipes.loader import builtin_recipes, load_recipe, load_trainable_recipes, read_recipe
@@ -167,6 +170,33 @@ def test_configs_say_how_they_are_used(monkeypatch):
             plain = names["base"](**names["batch"]).logits
         changed = (names["output"].logits != plain).flatten(1).any(1)
         assert changed.tolist() == [not path.name.startswith("road-two")] * 3  # RoAd starts at the identity
+
+
+def test_the_program_of_the_harness_refuses_positions_that_it_cannot_find(monkeypatch, tmp_path):
+    """With a harness that only keeps the model; tests/test_interop.py has the real one."""
+    (program,) = [content for _, caption, content, _ in blocks(ROOT / "docs/works-with.md") if caption == "road_lm.py"]
+    harness = SimpleNamespace(
+        __init__=lambda self, model, **options: None, _loglikelihood_tokens=lambda self, requests, **options: [-1.0]
+    )
+    for name, content in {
+        "lm_eval": {},
+        "lm_eval.__main__": {"cli_evaluate": None},
+        "lm_eval.api": {},
+        "lm_eval.api.registry": {"register_model": lambda name: lambda kind: kind},
+        "lm_eval.models": {},
+        "lm_eval.models.huggingface": {"HFLM": type("HFLM", (), vars(harness))},
+    }.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**content))
+    monkeypatch.setattr(ri, "load_model", lambda *given: (tiny_model("Llama"), []))
+    monkeypatch.setattr(ri, "load_tokenizer", lambda *given: None)
+    scope = {"__name__": "road_lm"}
+    exec(compile(program, "road_lm.py", "exec"), scope)
+    adapter = ri.RoadAdapter.identity(ri.find_sites(tiny_model("Llama"), "block-output"))
+    for positions in ("all", "last"):
+        replace(adapter, positions=positions).save(tmp_path / positions)
+    assert scope["RoadLM"]("base", str(tmp_path / "all"))._loglikelihood_tokens([]) == [-1.0]
+    with pytest.raises(ri.InputError, match="positions 'last' of the prompt are not known"):
+        scope["RoadLM"]("base", str(tmp_path / "last"))._loglikelihood_tokens([])
 
 
 def ids_in(content):

@@ -225,7 +225,7 @@ def drift(
         base, tuned: transformers models, RoadModels or PEFT models of the same depth and width. If `tuned` is a PEFT model
             around `base` itself, its adapter is disabled for `base`.
         batches: model inputs with an attention_mask.
-        token: as in DriftReport.
+        token: as in DriftReport; "last" for causal models, whose first token does not depend on the rest of the text.
         stack: path of the block stack, for models that have two (encoder and decoder).
         base_name, tuned_name: names for the report; by default those of the models.
         progress: called before every batch with the number of finished texts.
