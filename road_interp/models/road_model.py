@@ -207,7 +207,8 @@ class RoadModel(IntervenableModel):
         transformers' `generate`. Greedy decoding, sampling and beam search are supported, with and without cache; a beam uses the
         adapter of its row.
 
-        Raises InputError, besides the errors of `forward`, where pyvene's arguments leave open which tokens are rotated.
+        Raises InputError, besides the errors of `forward`, where pyvene's arguments leave open which tokens are rotated, or name
+        others than `positions`.
         """
         base = checked_inputs(base, kwargs)
         check_no_inputs(kwargs)
@@ -227,6 +228,9 @@ class RoadModel(IntervenableModel):
                     base, sources, unit_locations, source_representations, intervene_on_prompt, subspaces,
                     output_original_output, intervention_additional_kwargs, **kwargs,
                 )  # fmt: skip
+        given = self.positions if positions is None else positions
+        if intervene_on_prompt and given != "all":
+            raise InputError(f"intervene_on_prompt=True asks for every token, positions {shown(given)} for these: leave it out")
         self._check_generation(rows, positions, inputs)
         original = self._unrotated(self.model.generate, inputs) if output_original_output else None
         prompt = prompt_mask(self.model, inputs)

@@ -177,6 +177,15 @@ def test_pyvenes_loop_takes_tokens_as_unit_locations_only():
                 call(base=batch, subspaces=everywhere(model), **options)
 
 
+def test_a_prompt_that_is_rotated_as_a_whole_has_no_other_positions():
+    model, batch = road_model(target_modules="block-output"), token_batch(2)
+    last, greedy = RoadModel(model.model, model.adapter, positions="last"), {"max_new_tokens": 2, "do_sample": False}
+    for each, options in ((last, {}), (model, {"positions": "prompt"}), (model, {"positions": [[0], [1]]})):
+        with pytest.raises(InputError, match="intervene_on_prompt=True asks for every token, positions .* these: leave it out"):
+            each.generate(batch, intervene_on_prompt=True, **options, **greedy)
+    assert torch.equal(model.generate(batch, intervene_on_prompt=True, **greedy)[1], model.generate(batch, **greedy)[1])
+
+
 def test_plain_pyvene_removes_the_hook_that_finds_positions():
     model, batch = road_model(target_modules="block-output", positions="last"), token_batch()
     with model.attached() as base:
