@@ -86,7 +86,7 @@ class DataRecipe:
 
     Attributes:
         id: `glue/NAME`, a file (CSV, TSV, JSON, JSONL, Parquet), a folder, a hub id, or `package://NAME/path`. Of a folder and a
-            hub id the split "train" is read, of `validation` and `test` those of these names; `ID:SPLIT` names another.
+            hub id the split "train" is read, and for `validation` and `test` the split of that name; `ID:SPLIT` names another.
         config: configuration of a hub data set.
         validation: id of the validation set. Without a test set it is divided in two, as in the paper: 1,000 examples (half of
             a set smaller than 2,000) select the checkpoint, and the rest are the test set.
