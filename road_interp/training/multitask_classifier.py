@@ -5,7 +5,9 @@ Every task owns planes of the hidden states and has its own linear head.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -181,11 +183,22 @@ class MultiTaskClassificationExperiment:
 
 
 def load_labelled_tasks(recipe: MultiTaskClassificationRecipe) -> dict[str, LabelledDataset]:
-    """The splits of every task. Raises InputError for a task that is not scored by accuracy."""
+    """The splits of every task. Raises InputError for a task that is not scored by accuracy.
+
+    Warns of test texts of one task that another is trained on: both read the same states.
+    """
     data = {name: load_labelled(task.labels, f"tasks.{name}.labels") for name, task in recipe.tasks.items()}
     for name, dataset in data.items():
         if dataset.metric != "accuracy":
             raise InputError(f"task '{name}' is scored by {dataset.metric}; multitask-classification needs metric: accuracy")
+    for (name, tested), (other, trained) in permutations(data.items(), 2):
+        known = set(texts_of(trained.train))
+        if shared := sum(text in known for text in texts_of(tested.test)):
+            warnings.warn(
+                f"{shared} of {len(tested.test)} test texts of task '{name}' are training texts of task '{other}': "
+                "split_by_text=true in the labels of both, with fractions as sizes, holds out the same texts",
+                stacklevel=2,
+            )
     return data
 
 

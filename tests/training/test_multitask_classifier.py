@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -315,6 +316,22 @@ def test_data_sets_that_share_texts_hold_out_the_same(tmp_path):
     for split in ("train", "validation", "test"):
         assert texts["some"][split] <= texts["all"][split]
         assert not texts["all"][split] & {text for other in texts["all"] if other != split for text in texts["all"][other]}
+
+
+def test_test_texts_that_another_task_is_trained_on_are_warned_of(tmp_path):
+    rows = [f"w{n} w{n},{'ab'[n % 2]},{'cd'[n // 2 % 2]}" for n in range(200)]
+    (tmp_path / "both.csv").write_text("\n".join(["text,tone,start", *rows]) + "\n")
+
+    def recipe(**options):
+        labels = {"id": str(tmp_path / "both.csv"), **options}
+        tasks = {name: {"labels": {**labels, "label": name}} for name in ("tone", "start")}
+        return load_recipe({"kind": "multitask-classification", "model": {"id": "m"}, "tasks": tasks})
+
+    with pytest.warns(UserWarning, match="18 test texts of task 'tone' are training texts of task 'start': split_by_text"):
+        load_labelled_tasks(recipe())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_labelled_tasks(recipe(split_by_text=True))
 
 
 def test_heads_need_accuracy(folder):
