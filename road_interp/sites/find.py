@@ -55,8 +55,8 @@ def find_sites(
             - "attention", "mlp": the linears of the attention and of the feed-forward network; mixers as Mamba's are in neither,
             - "fc1": the linears of every feed-forward network except its last (gate and up projection in a gated one),
             - "block-output": the output of each block, which is the residual stream.
-        layers: block indices, counted from 0 or, if negative, from the end; an int, a list, a range, or text such as "10-29" or
-            "0,2,-1".
+        layers: block indices, counted from 0 or, if negative, from the end; an int, a list, a range, or text such as "10-29",
+            which includes both ends, or "0,2,-1".
         stack: path of the block stack, for models that have two (encoder and decoder): modules in the other one are left out.
 
     Raises:
