@@ -185,10 +185,11 @@ def keep_float32(state: dict[str, Any], prefix: str, module: nn.Module) -> None:
 
 
 def move_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The argument `fn` of `nn.Module._apply`, restricted to the change of device where a tensor is floating point."""
+    """The argument `fn` of `nn.Module._apply`, restricted to the change of device where it changes the dtype."""
 
     def move(tensor: Tensor) -> Tensor:
-        return tensor.to(fn(tensor.new_empty(0)).device) if tensor.is_floating_point() else fn(tensor)
+        moved = fn(tensor)
+        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
     return move
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import pyvene
 import torch
 
 from helpers.models import random_adapter, tiny_model, token_batch
 from road_interp.errors import InputError
+from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import RoadIntervention
+from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 from road_interp.rotation import plane_maps
 from road_interp.sites.find import find_sites
 
@@ -81,6 +85,15 @@ def test_the_type_on_an_unknown_component_raises_a_helpful_error():
     config = [{"component": "transformer.h[0].attn.c_attn.output", "intervention_type": RoadIntervention}]
     with pytest.raises(InputError, match="needs embed_dim.*Pass an instance"):
         pyvene.IntervenableModel(config, model)
+
+
+@pytest.mark.parametrize("made", [RoadIntervention(8), RoadInterchangeIntervention(8), LowRankInterchangeIntervention(8, 2)])
+def test_processes_share_the_values_of_a_shared_intervention(made):
+    made.share_memory()
+    assert all(parameter.is_shared() for parameter in made.parameters())
+    emptied = copy.deepcopy(made).to("meta").half()
+    emptied.to_empty(device="cpu")
+    assert {(values.dtype, values.device.type) for values in emptied.parameters()} == {(torch.float32, "cpu")}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
