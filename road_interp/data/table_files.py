@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 from collections import Counter, deque
@@ -25,8 +26,7 @@ def read_table(path: Path, valued: Collection[str | None]) -> Dataset:
     """The rows of a file of one of the FORMATS, with all columns. Raises any exception of the parsers.
 
     CSV and TSV hold texts. The columns in `valued` become what their texts mean (`_as_values`); another one becomes numbers if
-    these, printed again, are the texts of the file. Whole numbers and fractions in one column of JSON are read as they are
-    written (`_table_of`).
+    these, printed again, are the texts of the file. Values of JSON are read as they are written (`_table_of`).
     """
     if path.suffix == ".parquet":
         return Dataset(pyarrow.parquet.read_table(path, partitioning=None))
@@ -93,25 +93,22 @@ def _as_numbers(texts: Sequence[str]) -> list[Any]:
 
 
 def _table_of(columns: Mapping[str, list[Any]], valued: Collection[str | None]) -> Dataset:
-    """The table of JSON's columns. Columns of whole numbers and fractions are held as texts, as a table would hold 5 as 5.0, and
-    are numbers again where rows are read."""
-    mixed = {name for name, column in columns.items() if name not in valued and {int, float} <= set(map(type, column))}
-    if not mixed:
+    """The table of JSON's columns. Those that a table would change are held as JSON texts, and are values again where rows are
+    read: 5 beside 2.5 would be 5.0, also in a list, and an object would have the keys of all others."""
+    changed = {name for name, column in columns.items() if name not in valued and _is_changed(set(map(type, column)))}
+    if not changed:
         return Dataset.from_dict(dict(columns))
 
     def read(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return {name: [*map(_number, column)] if name in mixed else column for name, column in batch.items()}
+        return {name: [*map(json.loads, column)] if name in changed else column for name, column in batch.items()}
 
-    held = {name: [*map(_text, column)] if name in mixed else column for name, column in columns.items()}
+    held = {name: [*map(json.dumps, column)] if name in changed else column for name, column in columns.items()}
     return Dataset.from_dict(held).with_transform(read)
 
 
-def _text(number: float | None) -> str | None:
-    return None if number is None else repr(number)
-
-
-def _number(text: str | None) -> float | None:
-    return None if text is None else int(text) if text.lstrip("-").isdigit() else float(text)
+def _is_changed(kinds: Collection[type]) -> bool:
+    """Whether a table changes values of these kinds in one column."""
+    return list in kinds or dict in kinds or (int in kinds and float in kinds)
 
 
 def _json_columns(path: Path) -> dict[str, list[Any]]:

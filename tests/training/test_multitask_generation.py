@@ -205,6 +205,13 @@ def test_numbers_of_json_are_printed_as_they_are_written(tmp_path):
     assert [example.answer for example in load_multitask_data(doubled).examples["sums"]] == ["5.0 is less", "10 is more"]
 
 
+def test_lists_and_objects_of_json_are_printed_as_they_are_written(tmp_path):
+    answers = ['{"city": "Paris"}', '{"sum": [2, 2.5]}']
+    (tmp_path / "data.jsonl").write_text("".join(f'{{"prompt": "p", "answer": {answer}}}\n' for answer in answers))
+    examples = load_multitask_data(answering(tmp_path / "data.jsonl", answer="{{ answer|tojson }}")).examples
+    assert [example.answer for example in examples["sums"]] == answers
+
+
 def test_a_value_that_a_row_lacks_is_not_the_text_none(tmp_path):
     (tmp_path / "data.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "c"}\n')
     with pytest.raises(InputError, match="task 'sums': a template fails \\(a value is null: leave the row out"):
