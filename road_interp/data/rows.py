@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from pandas.errors import ParserError
 
-from road_interp.data.table_files import FORMATS, read_table
+from road_interp.data.table_files import FORMATS, TEXT_FORMATS, read_tables
 from road_interp.errors import InputError, first_line, shown
-from road_interp.files import is_file
+from road_interp.files import is_dir, is_file
 from road_interp.sources import resolve
 
 HINTS = {
@@ -54,26 +54,40 @@ def _read(identifier: str, config: str | None, split: str, valued: Collection[st
             raise InputError(f"data file '{identifier}' does not exist")
         if path.stat().st_size == 0:
             raise InputError(f"data file '{identifier}' is empty")
-        try:
-            return read_table(path, valued)
-        except Exception as error:  # a damaged file may raise any exception of the parsers
-            raise InputError(f"data file '{identifier}' cannot be read: {_cause(error)}") from None
+        return _tables(f"data file '{identifier}' cannot be read", [path], valued)
     if is_file(path):
         raise InputError(f"data file '{identifier}': '{path.suffix}' is not one of {', '.join(FORMATS)}")
     name, _, named_split = resolved.partition(":")
     if not name.strip("/"):
         raise InputError(f"'{identifier}' names no data: give a file, a folder or the id of a data set")
     try:
-        splits = load_dataset(name, config)
+        splits: Mapping[str, Any] = _files_of(name, config) or load_dataset(name, config)
     except (DatasetNotFoundError, DatasetGenerationError, OSError, RuntimeError, ValueError) as error:  # also of scripts
         raise InputError(f"data set '{identifier}' cannot be loaded: {_cause(error)}") from None
-    return _split_of(splits, named_split or split, identifier)
+    if (chosen := named_split or split) not in splits:
+        raise InputError(f"data set '{identifier}' has no split '{chosen}'; its splits are {', '.join(splits)}")
+    found = splits[chosen]
+    if isinstance(found, Dataset):
+        return found
+    names = " to ".join(dict.fromkeys((found[0].name, found[-1].name)))
+    return _tables(f"data set '{identifier}' cannot be loaded: {names}", found, valued)
 
 
-def _split_of(splits: DatasetDict, split: str, identifier: str) -> Dataset:
-    if split not in splits:
-        raise InputError(f"data set '{identifier}' has no split '{split}'; its splits are {', '.join(splits)}")
-    return splits[split]
+def _tables(failure: str, paths: Sequence[Path], valued: Collection[str | None]) -> Dataset:
+    try:
+        return read_tables(paths, valued)
+    except Exception as error:  # a damaged file may raise any exception of the parsers
+        raise InputError(f"{failure}: {_cause(error)}") from None
+
+
+def _files_of(folder: str, config: str | None) -> dict[str, list[Path]]:
+    """The text files of a folder by split, as `datasets` divides them, whose own reader joins lines at quotes, makes 1 of "01"
+    and null of "NA". Empty for what is no such folder, or has a README.md, which may say how the files are read."""
+    if not is_dir(folder) or is_file(Path(folder) / "README.md"):
+        return {}
+    found = load_dataset_builder(folder, config).config.data_files or {}
+    files = {str(split): [Path(path) for path in paths] for split, paths in found.items()}
+    return files if all(path.suffix in TEXT_FORMATS for paths in files.values() for path in paths) else {}
 
 
 def check_column(data: Dataset, column: str, identifier: str, role: str) -> None:

@@ -18,21 +18,25 @@ from datasets import Dataset
 from road_interp.files import parse_json_values
 
 SEPARATED: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"sep": "\t", "quoting": csv.QUOTE_NONE}}
-FORMATS = (*SEPARATED, ".jsonl", ".json", ".parquet")
+TEXT_FORMATS = (*SEPARATED, ".jsonl", ".json")
+FORMATS = (*TEXT_FORMATS, ".parquet")
 KINDS = {str: "texts", bool: "truth values", int: "numbers", float: "numbers", list: "lists", dict: "objects"}
 
 
-def read_table(path: Path, valued: Collection[str | None]) -> Dataset:
-    """The rows of a file of one of the FORMATS, with all columns. Raises any exception of the parsers.
+def read_tables(paths: Sequence[Path], valued: Collection[str | None]) -> Dataset:
+    """The rows of files of one of the FORMATS, one file behind another, with all columns. Raises any exception of the parsers.
 
     CSV and TSV hold texts. The columns in `valued` become what their texts mean (`_as_values`); another one becomes numbers if
     these, printed again, are the texts of the file. Values of JSON are read as they are written (`_table_of`).
     """
-    if path.suffix == ".parquet":
-        return Dataset(pyarrow.parquet.read_table(path, partitioning=None))
-    if path.suffix not in SEPARATED:
-        return _table_of(_json_columns(path), valued)
-    texts = _separated_columns(path, SEPARATED[path.suffix])
+    if paths[0].suffix == ".parquet":
+        return Dataset(pyarrow.parquet.read_table(paths, partitioning=None))
+    if paths[0].suffix not in SEPARATED:
+        return _table_of(_json_columns([row for path in paths for row in _json_rows(path)]), valued)
+    tables = [_separated_columns(path, SEPARATED[path.suffix]) for path in paths]
+    if other := [path.name for path, table in zip(paths, tables, strict=True) if table.keys() != tables[0].keys()]:
+        raise ValueError(f"'{other[0]}' has other columns than '{paths[0].name}'")
+    texts = {name: [text for table in tables for text in table[name]] for name in tables[0]}
     return Dataset.from_dict({name: (_as_values if name in valued else _as_numbers)(column) for name, column in texts.items()})
 
 
@@ -111,14 +115,19 @@ def _is_changed(kinds: Collection[type]) -> bool:
     return list in kinds or dict in kinds or (int in kinds and float in kinds)
 
 
-def _json_columns(path: Path) -> dict[str, list[Any]]:
-    """The columns of an array of objects, or of objects one behind another; keys that a row lacks are null."""
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON file: of an array, or one behind another."""
     rows = list(parse_json_values(path.read_text(encoding="utf-8-sig")))
     if len(rows) == 1 and isinstance(rows[0], list):
         rows = rows[0]
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ValueError(f"row {number} is not a JSON object")
+    return rows
+
+
+def _json_columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The columns of JSON's objects; keys that a row lacks are null."""
     columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
     for name, column in columns.items():
         _check_kind(name, column)

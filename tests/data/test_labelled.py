@@ -466,6 +466,35 @@ def test_a_metric_of_another_kind_of_label_is_refused(problem, metric):
         DataRecipe(id="x", problem_type=problem, metric=metric)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "first", "second", "values"),
+    [
+        ("tsv", 'text\tkind\n"good film\t01\nbad\t1\n', 'text\tkind\nso so"\t1\n', ("01", "1", "1")),
+        ("csv", 'text,kind\n"""good film",01\nbad,NA\n', 'text,kind\n"so so""",1\n', ("01", "NA", "1")),
+        ("jsonl", '{"text": "\\"good film", "kind": 1}\n{"text": "bad", "kind":2.5}\n', '{"text": "so so\\""}\n', (1, 2.5, None)),
+    ],
+)
+def test_the_files_of_a_folder_are_read_as_single_files(tmp_path, suffix, first, second, values):
+    (folder := tmp_path / "films").mkdir()
+    for name, content in {"train-0": first, "train-1": second, "dev": first}.items():
+        (folder / f"{name}.{suffix}").write_text(content)
+    read = rows.read_rows(str(folder), None, "train")
+    assert list(read["text"]) == ['"good film', "bad", 'so so"']
+    assert tuple(map(repr, read["kind"])) == tuple(map(repr, values))
+    assert len(rows.read_rows(f"{folder}:validation", None, "train")) == 2
+    with pytest.raises(InputError, match="has no split 'test'; its splits are train, validation"):
+        rows.read_rows(str(folder), None, "test")
+
+
+@pytest.mark.parametrize("second", ["text,kind\nc,2\n", 'text,label\n"c" d,2\n'])
+def test_files_of_a_folder_that_are_no_table_are_refused(tmp_path, second):
+    (folder := tmp_path / "films").mkdir()
+    (folder / "train-0.csv").write_text("text,label\na,1\nb,2\n")
+    (folder / "train-1.csv").write_text(second)
+    with pytest.raises(InputError, match="data set '.*films' cannot be loaded: train-0.csv to train-1.csv: .*(columns|quote)"):
+        rows.read_rows(str(folder), None, "train")
+
+
 def test_a_data_set_of_a_script_is_refused(tmp_path):
     (tmp_path / "films").mkdir()
     (tmp_path / "films" / "films.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
