@@ -73,8 +73,8 @@ def check_untied(model: nn.Module, names: Collection[str]) -> None:
 
 
 def differs(weight: Tensor, other: Tensor) -> bool:
-    """Whether two tensors differ, in the dtype of the first."""
-    return weight.shape != other.shape or not torch.equal(weight.cpu(), other.to(weight.dtype))
+    """Whether two tensors differ, in the dtype of the first; one that is offloaded has no values to compare, and differs."""
+    return weight.is_meta or weight.shape != other.shape or not torch.equal(weight.cpu(), other.to(weight.dtype))
 
 
 def differ(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
@@ -93,4 +93,6 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -
             raise InputError(f"{origin}: '{name}' has shape {tuple(tensor.shape)}, not {tuple(known[name].shape)}")
         if not tensor.isfinite().all():
             raise InputError(f"{origin}: '{name}' holds a value that is not finite")
+        if known[name].is_meta:  # torch would leave it as it is
+            raise InputError(f"{origin}: '{name}' is offloaded in the model and cannot be loaded: use a device_map that keeps it")
     model.load_state_dict(dict(tensors), strict=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
 
 from helpers.models import tiny_model
@@ -65,6 +66,14 @@ def test_damaged_heads_are_refused(model, saved, message, name, tensor):
     with pytest.raises(InputError, match=f"^head.safetensors: {message}"):
         load_modules(model, saved)
     assert torch.equal(model.classifier.bias, before)
+
+
+def test_an_offloaded_head_is_not_left_as_it_is(model, saved):
+    head = load_file(saved)
+    cpu_offload(model, torch.device("cpu"))  # the weights are on "meta" between calls
+    assert differ(model, head)
+    with pytest.raises(InputError, match="^head.safetensors: 'classifier.bias' is offloaded in the model and cannot be loaded"):
+        load_modules(model, saved)
 
 
 def test_files_and_modules_that_do_not_exist(model, tmp_path):
