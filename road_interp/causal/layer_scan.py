@@ -22,6 +22,8 @@ from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.progress import Progress, prefixed, silent
 from road_interp.results import Result
 
+FIXED = "for one that exists and is not to be trained, give lambda width: it.requires_grad_(False)"
+
 
 @dataclass(frozen=True)
 class ScanReport(Result):
@@ -66,13 +68,14 @@ def scan(
     Args:
         splits: as `load_pairs` returns them, or `Splits(train, validation, test)` of pairs that share no words.
         layers: block numbers.
-        make: returns a new interchange for a width; a module with parameters is trained on the training split first,
+        make: returns a new interchange for a width; a module with trainable parameters is trained on the training split first,
             and its mask is hardened, if it has one.
         method: name of the interchange in the report.
         training: further arguments of `train_interchange`.
 
     Raises:
-        InputError: pairs that are not divided into `Splits`, or another argument of a wrong type.
+        InputError: pairs that are not divided into `Splits`, one interchange that would be trained at several places, or another
+            argument of a wrong type.
     """
     check_model("causal.scan", model)
     check_splits("causal.scan", splits)
@@ -83,6 +86,7 @@ def scan(
     check_callable("causal.scan", "make", make, "a function of the width that returns an interchange")
     _check_scan(make, training)
     reports: list[list[InterchangeReport]] = []
+    trained: list[nn.Module] = []
     for layer in layers:
         reports.append([])
         in_block = prefixed(progress, f"block {layer}")
@@ -93,6 +97,9 @@ def scan(
             if isinstance(interchange, nn.Module):
                 interchange.to(model.device)
                 if count_parameters(interchange):
+                    if any(interchange is each for each in trained):
+                        raise InputError(f"causal.scan: make returned an interchange that was trained at another place; {FIXED}")
+                    trained.append(interchange)
                     train = train or InterchangeRuns(model, splits.train, layer, spans[0], progress=in_block)
                     train_interchange(train.at(span), interchange, **training)
                     if isinstance(interchange, RoadInterchangeIntervention) and interchange.has_soft_mask:
@@ -109,9 +116,7 @@ def _check_scan(make: Callable[[int], Interchange], training: Mapping[str, Any])
     try:
         inspect.signature(make).bind(1)
     except TypeError:
-        raise InputError(
-            "causal.scan: make is called with a width and returns an interchange; for one that exists, give lambda width: it"
-        ) from None
+        raise InputError(f"causal.scan: make is called with a width and returns an interchange; {FIXED}") from None
     known = list(inspect.signature(train_interchange).parameters)[2:]
     if unknown := [name for name in training if name not in known]:
         hint = did_you_mean(unknown[0], known, "it has")

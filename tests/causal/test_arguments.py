@@ -75,7 +75,7 @@ def test_a_scan_is_given_what_makes_an_interchange(taught):
     model, pairs = taught
     splits = Splits(pairs, pairs, replace(pairs, base=tuple(f"{text} again" for text in pairs.base)))
     for make, training, message in (
-        (causal.full_swap, {}, "make is called with a width and returns an interchange; for one that exists, give lambda"),
+        (causal.full_swap, {}, "make is called with a width and returns an interchange; for one that exists and is not to"),
         (lambda width: causal.full_swap, {"step": 3}, "train_interchange has no argument 'step'; did you mean 'steps'?"),
     ):
         with pytest.raises(InputError, match=re.escape(message)):

@@ -457,6 +457,16 @@ def test_a_scan_finds_where_the_variable_is(taught):
     assert [label.get_text() for label in ax.get_yticklabels()] == ["name", "last"]
 
 
+def test_a_scan_does_not_train_one_interchange_at_several_places(taught):
+    model, pairs = taught
+    one = RoadInterchangeIntervention(model.config.hidden_size, rows=[0])
+    with pytest.raises(InputError, match="was trained at another place; for one that exists .* give lambda width: it.requires"):
+        scan(model, Splits(pairs, pairs, pairs), [0], ["name", "last"], lambda width: one, "one", steps=1)
+    fixed = one.theta.detach().clone()
+    scan(model, Splits(pairs, pairs, pairs), [0], ["name", "last"], lambda width: one.requires_grad_(False), "one")
+    assert torch.equal(one.theta, fixed)
+
+
 @pytest.mark.slow
 def test_depth_does_what_rows_do(taught):
     model, pairs = taught
