@@ -38,12 +38,12 @@ class Columns(nn.Module):
 
     def __init__(self, weight: Float[Tensor, "width count"], trained: bool = False) -> None:
         super().__init__()
-        self.count, self._trained = weight.shape[1], trained
+        self.count, self.trained = weight.shape[1], trained
         self.weight = nn.Parameter(weight.clone(), requires_grad=trained)
 
     def forward(self, dtype: torch.dtype) -> Maps:
         """The maps of states in a dtype."""
-        columns = (torch.linalg.qr(self.weight).Q if self._trained else self.weight).to(dtype)
+        columns = (torch.linalg.qr(self.weight).Q if self.trained else self.weight).to(dtype)
         return (lambda states: states @ columns), (lambda coordinates: coordinates @ columns.T)
 
 

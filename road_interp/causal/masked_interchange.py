@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -63,6 +64,24 @@ class MaskedInterchange(nn.Module):
         self.logits = nn.Parameter(torch.zeros(variables + 1, count))  # the last row is for no variable
         self.register_buffer("temperature", torch.tensor(1.0))
         self.register_buffer("owners", torch.full((count,), -2))  # -2 before `harden`, then -1 for no variable
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What a state dict needs besides tensors: the number per variable, and whether QR makes the columns of the basis."""
+        return {"coordinates": self.coordinates, "by_qr": isinstance(self.basis, Columns) and self.basis.trained}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Nothing: `_load_from_state_dict` has compared it."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Refuse the masks of another number of coordinates or kind of basis, which would mean something else here."""
+        *_, missing, _, errors = args
+        extra, own = state_dict.get(key := f"{prefix}_extra_state"), self.get_extra_state()
+        if extra not in (None, own):
+            errors.append(f"'{key}' is {extra}, not {own}: the masks are of another interchange")
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if key in missing:  # of a version that did not save it
+            missing.remove(key)
 
     def set_temperature(self, temperature: float) -> None:
         """Set the temperature of the masks; lower values bring their proportions closer to 0 and 1."""

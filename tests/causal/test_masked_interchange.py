@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from road_interp.causal.accuracy import interchange_accuracy
+from road_interp.causal.bases import Columns
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.variables import measure_variables, train_variables
 from road_interp.errors import InputError
@@ -86,6 +87,16 @@ def test_masks_that_do_not_fit_are_refused():
         MaskedInterchange(2, 9, 5)
     with pytest.raises(InputError, match="not str: give a basis of road_interp.causal.bases"):
         MaskedInterchange(2, 9, 2, "neurons")
+
+
+def test_a_state_of_other_masks_is_refused():
+    columns = torch.linalg.qr(torch.randn(9, 6, generator=torch.Generator().manual_seed(0))).Q
+    state = MaskedInterchange(2, 9, 2, Columns(columns, trained=True)).state_dict()
+    for coordinates, trained in ((1, True), (2, False)):
+        with pytest.raises(RuntimeError, match="the masks are of another interchange"):
+            MaskedInterchange(2, 9, coordinates, Columns(columns, trained)).load_state_dict(state)
+    older = {name: values for name, values in state.items() if name != "_extra_state"}
+    MaskedInterchange(2, 9, 2, Columns(columns, trained=True)).load_state_dict(older)
 
 
 def test_masks_of_fewer_variables_are_refused(runs):
