@@ -261,7 +261,8 @@ class RoadAdapter:
                 indices or masks, in which a missing site becomes the identity; or a function from sites to indices or masks.
 
         Raises:
-            InputError: an unknown site, a plane that does not exist, a mask of another shape, or numbers that are not whole.
+            InputError: an unknown site, a plane that does not exist or is listed twice, a mask of another shape, or numbers that
+                are not whole.
         """
         restricted = {}
         for site in self.sites:
@@ -437,6 +438,8 @@ def _plane_mask(site: Site, selected: Any) -> Bool[Tensor, " planes"]:
     if index.numel() and (index.min() < 0 or index.max() >= planes):
         raise InputError(f"site '{site.name}' has planes 0 to {planes - 1}; the given indices are {index.tolist()}")
     mask[index] = True
+    if mask.sum() < index.numel():
+        raise InputError(f"site '{site.name}': a plane is listed twice; for a mask of 0 and 1, give mask.bool()")
     return mask
 
 

@@ -172,6 +172,9 @@ def test_restrict_is_the_identity_on_other_planes():
         adapter.restrict({"elsewhere": [0]})
     with pytest.raises(InputError, match=r"boolean mask, not torch.float32; for a mask of 0 and 1, give mask.bool\(\)"):
         adapter.restrict(torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    for mask in ([0, 1, 1, 0], torch.tensor([0, 1, 1, 0], dtype=torch.uint8)):  # not the planes 0 and 1
+        with pytest.raises(InputError, match=r"a plane is listed twice; for a mask of 0 and 1, give mask.bool\(\)"):
+            adapter.restrict({"a.query": mask})
     with pytest.raises(InputError, match="planes are whole numbers or a boolean mask"):
         adapter.restrict([2.9])
     with pytest.raises(InputError, match="'mlp' are no planes; give their indices or a boolean mask"):
