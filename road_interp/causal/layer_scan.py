@@ -97,18 +97,28 @@ def scan(
             if isinstance(interchange, nn.Module):
                 interchange.to(model.device)
                 if count_parameters(interchange):
-                    if any(interchange is each for each in trained):
-                        raise InputError(f"causal.scan: make returned an interchange that was trained at another place; {FIXED}")
-                    trained.append(interchange)
+                    _check_new(interchange, trained)
                     train = train or InterchangeRuns(model, splits.train, layer, spans[0], progress=in_block)
-                    train_interchange(train.at(span), interchange, **training)
-                    if isinstance(interchange, RoadInterchangeIntervention) and interchange.has_soft_mask:
-                        interchange.harden()
+                    _train(train.at(span), interchange, training)
             reports[-1].append(interchange_accuracy(test.at(span), interchange, method))
     accuracy, log_odds = (
         tuple(tuple(getattr(report, key) for report in row) for row in reports) for key in ("accuracy", "log_odds")
     )
     return ScanReport(splits.test.name, method, tuple(layers), tuple(spans), accuracy, log_odds)
+
+
+def _check_new(interchange: nn.Module, trained: list[nn.Module]) -> None:
+    """Add an interchange to those that were trained. Raises InputError for one of them, which would go on from there."""
+    if any(interchange is each for each in trained):
+        raise InputError(f"causal.scan: make returned an interchange that was trained at another place; {FIXED}")
+    trained.append(interchange)
+
+
+def _train(runs: InterchangeRuns, interchange: nn.Module, training: Mapping[str, Any]) -> None:
+    """Train an interchange, and harden its mask, if it has one."""
+    train_interchange(runs, interchange, **training)
+    if isinstance(interchange, RoadInterchangeIntervention) and interchange.has_soft_mask:
+        interchange.harden()
 
 
 def _check_scan(make: Callable[[int], Interchange], training: Mapping[str, Any]) -> None:
