@@ -23,6 +23,8 @@ def variables(
 ) -> Axes:
     """A line per method; bars from the lowest to the highest seed. Grey lines are the swaps of nothing and of the whole state.
 
+    A method that was not tested with some number of coordinates has no point there.
+
     Args:
         comparisons: of one model and one type of entity.
         quantity: "cause", "isolation" or "disentangle".
@@ -34,11 +36,13 @@ def variables(
     if len({(each.model, each.task, each.variables, each.layer) for each in comparisons}) > 1:
         raise InputError("plots.variables draws comparisons of one model, task and layer")
     ax = prepared(ax)
-    counts = sorted({found.coordinates for found in comparisons})
-    methods = list(dict.fromkeys(report.method for found in comparisons for report in found.reports))
-    lines = [method for method in methods if comparisons[0].of(method).coordinates]
-    for number, method in enumerate(lines):
-        values = [[_value(found.of(method), quantity) for found in comparisons if found.coordinates == count] for count in counts]
+    tested: dict[str, list[VariablesReport]] = {}
+    for report in (report for found in comparisons for report in found.reports):
+        tested.setdefault(report.method, []).append(report)
+    lines = {method: reports for method, reports in tested.items() if reports[0].coordinates}
+    for number, (method, reports) in enumerate(lines.items()):
+        counts = sorted({report.coordinates for report in reports})
+        values = [[_value(report, quantity) for report in reports if report.coordinates == count] for count in counts]
         mean, low, high = (np.array([each(of_count) for of_count in values]) for each in (np.mean, np.min, np.max))
         shift = 1.03 ** (number - (len(lines) - 1) / 2)  # so that lines with equal values stay visible
         ax.errorbar(
@@ -52,9 +56,10 @@ def variables(
             label=method,
             **color_and_marker(number),
         )
-    for number, method in enumerate(method for method in methods if method not in lines):
-        level = float(np.mean([_value(found.of(method), quantity) for found in comparisons]))
+    for number, method in enumerate(method for method in tested if method not in lines):
+        level = float(np.mean([_value(report, quantity) for report in tested[method]]))
         ax.axhline(level, color="0.4", linewidth=1, linestyle=(":", "-.")[number % 2], label=method)
+    counts = sorted({found.coordinates for found in comparisons})
     ax.set_xscale("log", base=2)
     ax.set_xticks(counts, [str(count) for count in counts])
     ax.minorticks_off()

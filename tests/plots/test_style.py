@@ -290,6 +290,16 @@ def test_another_quantity_or_task_is_refused():
         plots.throughput(timed, task="forward")
 
 
+def test_a_method_has_points_where_it_was_tested_only():
+    folder = Path(__file__).parents[2] / "results" / "variables"
+    one, four = (VariablesComparison.load(folder / f"smollm2_number-gender_{count}" / "seed-0.json") for count in (1, 4))
+    fewer = replace(four, reports=tuple(report for report in four.reports if report.method != "stacked RoAd"))
+    ax = plots.variables([one, fewer])
+    points = {bars.get_label(): bars.lines[0].get_ydata().tolist() for bars in ax.containers}
+    assert points["stacked RoAd"] == [one.of("stacked RoAd").disentangle]
+    assert points["deep RoAd"] == [each.of("deep RoAd").disentangle for each in (one, four)]
+
+
 def test_a_plane_is_drawn_of_what_has_an_adapter(adapter, tmp_path):
     adapter.save(tmp_path)
     title = plots.plane(adapter).get_title()
