@@ -98,6 +98,7 @@ def scan(
                 interchange.to(model.device)
                 if count_parameters(interchange):
                     _check_new(interchange, trained)
+                    trained.append(interchange)
                     train = train or InterchangeRuns(model, splits.train, layer, spans[0], progress=in_block)
                     _train(train.at(span), interchange, training)
             reports[-1].append(interchange_accuracy(test.at(span), interchange, method))
@@ -108,10 +109,9 @@ def scan(
 
 
 def _check_new(interchange: nn.Module, trained: list[nn.Module]) -> None:
-    """Add an interchange to those that were trained. Raises InputError for one of them, which would go on from there."""
+    """Raise InputError for one of the interchanges that were trained, which would go on from there."""
     if any(interchange is each for each in trained):
         raise InputError(f"causal.scan: make returned an interchange that was trained at another place; {FIXED}")
-    trained.append(interchange)
 
 
 def _train(runs: InterchangeRuns, interchange: nn.Module, training: Mapping[str, Any]) -> None:
