@@ -94,13 +94,14 @@ def conditions() -> dict[str, Condition]:
             found[slug] = Condition(f"{method}{place}, co-activation {p:g}", changes, low, seeds=1)
     found["instruction"] = Condition("instruction in the prompt", (), instruction, seeds=1)
     found |= {f"planes_coact-{p:g}": Condition(f"planes, co-activation {p:g}", (coact(p),), seeds=1) for p in (0.25, 1)}
+    compared: dict[str, Measure] = {MAIN: trained, "undivided": undivided, "undivided_own-loss": own}
     for count in (3, 4):
-        for slug, measure in {MAIN: trained, "undivided": undivided, "adapter-per-set": adapter_per_set}.items():
+        for slug, of in {**compared, "adapter-per-set": adapter_per_set}.items():
             name = f"{count} tasks: {found[slug].name}"
-            found[f"{count}-tasks_{slug}"] = Condition(name, (*found[slug].overrides, *tasks(*TASKS[count])), measure, seeds=3)
-    for slug, measure in {MAIN: trained, "undivided": undivided}.items():
+            found[f"{count}-tasks_{slug}"] = Condition(name, (*found[slug].overrides, *tasks(*TASKS[count])), of, seeds=3)
+    for slug, of in compared.items():
         changes = (*found[slug].overrides, *GEMMA)
-        found[f"gemma-3-270m_{slug}"] = Condition(f"Gemma-3-270M: {found[slug].name}", changes, measure, seeds=3)
+        found[f"gemma-3-270m_{slug}"] = Condition(f"Gemma-3-270M: {found[slug].name}", changes, of, seeds=3)
     return found
 
 
