@@ -75,7 +75,7 @@ def conditions() -> dict[str, Condition]:
         for p in (0.5, 0)
     }
     found["undivided"] = Condition("undivided", (), undivided)
-    own = partial(undivided, own_loss=True)
+    own = partial(undivided, left_out="drawn")
     found["undivided_own-loss"] = Condition("undivided, loss of own tokens", (), own, seeds=3)
     faster = ("training.learning_rate=0.01",)
     found[f"{MAIN}{FASTER}"] = Condition("planes, co-activation 0.5, rate 0.01", (coact(0.5), *faster), seeds=3)
@@ -99,6 +99,8 @@ def conditions() -> dict[str, Condition]:
         for slug, of in {**compared, "adapter-per-set": adapter_per_set}.items():
             name = f"{count} tasks: {found[slug].name}"
             found[f"{count}-tasks_{slug}"] = Condition(name, (*found[slug].overrides, *tasks(*TASKS[count])), of, seeds=3)
+        name, of = f"{count} tasks: undivided, tokens of all other tasks left out", partial(undivided, left_out="all")
+        found[f"{count}-tasks_undivided_others-left-out"] = Condition(name, tasks(*TASKS[count]), of, seeds=3)
     for slug, of in compared.items():
         changes = (*found[slug].overrides, *GEMMA)
         found[f"gemma-3-270m_{slug}"] = Condition(f"Gemma-3-270M: {found[slug].name}", changes, of, seeds=3)
@@ -248,7 +250,7 @@ def rate_conditions() -> dict[str, Condition]:
     """Every method at every learning rate of the grid, scored on the validation reviews."""
     methods: dict[str, Measure] = {
         "planes": partial(planes, split="validation"),
-        "undivided_own-loss": partial(undivided, own_loss=True, split="validation"),
+        "undivided_own-loss": partial(undivided, left_out="drawn", split="validation"),
         "lora": partial(low_rank, method="LoRA", split="validation"),
         "loreft": partial(low_rank, method="LoReFT", split="validation"),
     }

@@ -54,7 +54,7 @@ class ReadPointDrift:
         angle: between the states, degrees.
         correlation: of dM and angle over states; None if either is constant.
         points: (dD, dM) of one state of at most 500 texts, both drawn at random, the same at every read point. dM and the
-            distance of dD from 1 have six significant digits.
+            distance of dD from 1 have four significant digits.
         width: number of dimensions of the states; None in files of 0.1.
     """
 
@@ -339,15 +339,15 @@ def _report(sides: tuple[_Side, _Side], sums: DriftSums, token: Token) -> DriftR
     places = []
     for index, place in enumerate(sides[0].places):
         pinned = place.layer in normalised and not place.before_norm
-        points = tuple((1 - _six_digits(1 - direction), _six_digits(magnitude)) for direction, magnitude in sums.points[:, index])
+        points = tuple((1 - _rounded(1 - direction), _rounded(magnitude)) for direction, magnitude in sums.points[:, index])
         dM, signed, dD, angle = sums.means(index)
         correlation, where = sums.correlation(index), (place.layer, place.before_norm, pinned)
         places.append(ReadPointDrift(*where, dM, signed, dD, angle, correlation, points, place.width))
     return DriftReport(sides[0].name, sides[1].name, token, sums.texts, sums.states, tuple(places))
 
 
-def _six_digits(value: float) -> float:
-    return float(f"{value:.6g}")
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 def _without_adapter(base: Any, tuned: Any) -> AbstractContextManager[Any]:

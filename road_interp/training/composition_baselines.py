@@ -27,7 +27,7 @@ from road_interp.recipes.schema import PLAIN, MultiTaskGenerationRecipe, TaskRec
 from road_interp.sites.find import find_sites
 from road_interp.training.experiment import identity_model, trained_in_memory
 from road_interp.training.low_rank import LowRankModel
-from road_interp.training.multitask_generation import MultiTaskGenerationExperiment, score_composition
+from road_interp.training.multitask_generation import GenerationTrainer, MultiTaskGenerationExperiment, score_composition
 from road_interp.training.study import Piece
 from road_interp.training.study_runs import run_of
 
@@ -69,17 +69,33 @@ class Undivided(nn.Module):
         return self.road.generate(base, **options)
 
 
-def undivided(piece: Piece, own_loss: bool = False, split: str = "test") -> CompositionReport:
+class _OwnTokensOnly(MultiTaskGenerationExperiment):
+    """Every example leaves the tokens that decide the parts of any other task out of its loss."""
+
+    def make_trainer(self, *args: Any, **options: Any) -> GenerationTrainer:
+        trainer = super().make_trainer(*args, **options)
+        examples: Any = trainer.train_dataset
+        trainer.train_dataset = examples.map(self._without_others)
+        return trainer
+
+    def _without_others(self, row: dict[str, Any]) -> dict[str, Any]:
+        own = self.recipe.task_names[row["task"]]
+        others = sum(part for task, part in self.parts.items() if task != own)
+        return {"labels": [-100 if decided & others else id for id, decided in zip(row["labels"], row["decides"], strict=True)]}
+
+
+def undivided(piece: Piece, left_out: Literal["none", "drawn", "all"] = "none", split: str = "test") -> CompositionReport:
     """One adapter on all planes, trained on the examples of all tasks. It is on or off: it cannot be told which tasks to show.
 
     Args:
-        own_loss: leave the tokens that decide the parts of other tasks out of the loss of every example, as in the co-activated
-            examples of divided planes: of two tasks those of the other, of more those of tasks drawn anew for every example.
+        left_out: the other tasks whose parts every example leaves out of its loss: those of a random set that is drawn anew for
+            it, as for the co-activated examples of divided planes, or all. Of two tasks both are the other one.
     """
     recipe: MultiTaskGenerationRecipe = replace(
-        piece.recipe, co_activation=float(own_loss), co_activation_loss="own", shared=None
+        piece.recipe, co_activation=float(left_out == "drawn"), co_activation_loss="own", shared=None
     )
-    experiment = _experiment(recipe)
+    experiment = (_OwnTokensOnly if left_out == "all" else MultiTaskGenerationExperiment)(recipe)
+    experiment.load_data()
     model = _train_undivided(experiment)
     generate = make_generator(model, experiment.tokenizer, recipe.scoring)
     base = load_model(recipe.model, "causal-lm")[0].eval()

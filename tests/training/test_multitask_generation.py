@@ -552,13 +552,31 @@ def test_validation_reviews_are_scored_where_the_split_says_so(workplace, tmp_pa
     assert scored == [load_multitask_data(recipe).validation]
 
 
-def test_the_undivided_baseline_can_have_the_loss_of_divided_planes(workplace, tmp_path):
-    """Tokens that decide the other task's part are left out, which changes what is learned."""
-    recipe = recipe_for(workplace, "adapter.layers=0", "training.max_steps=4", "training.learning_rate=0.3")
+@pytest.mark.parametrize("tasks", [2, 3])
+def test_the_undivided_baseline_can_leave_other_tasks_out_of_its_loss(workplace, tmp_path, tasks):
+    """With two tasks a random set of others is all others; with three these are different trainings."""
+    third = {2: [], 3: ["tasks.greeting={behaviour: greeting, examples: 16}"]}[tasks]
+    recipe = recipe_for(workplace, *third, "adapter.layers=0", "training.max_steps=4", "training.learning_rate=0.3")
     piece = Piece(recipe, "both", recipe.seed, tmp_path / "runs", silent)
-    reports = [composition_baselines.undivided(piece, own_loss) for own_loss in (False, True)]
-    whole, own = (report.scores[-1].perplexity for report in reports)
-    assert whole != own
+    reports = [composition_baselines.undivided(piece, left_out) for left_out in ("none", "drawn", "all")]
+    assert len({report.scores[-1].perplexity for report in reports}) == tasks
+
+
+def test_tokens_that_decide_parts_of_other_tasks_are_left_out(workplace, tmp_path):
+    """What is left in the loss: the own part, and tokens that no task's part depends on."""
+    recipe = recipe_for(workplace, "tasks.greeting={behaviour: greeting, examples: 16}")
+    experiment = composition_baselines._OwnTokensOnly(recipe)
+    experiment.load_data()
+    cpu = torch.device("cpu")
+    trainer = experiment.make_trainer(experiment.build_model(cpu), tmp_path, cpu, progress=False, save_strategy="no")
+    for row in trainer.train_dataset.to_list():
+        answer = [place for place, decided in enumerate(row["decides"]) if decided]
+        own = experiment.parts[recipe.task_names[row["task"]]]
+        others = sum(experiment.parts.values()) - own
+        kept = [place for place in answer if row["labels"][place] != -100]
+        assert kept == [place for place in answer if not row["decides"][place] & others]
+        assert any(row["decides"][place] & own for place in kept)
+        assert kept != answer
 
 
 def test_the_strength_of_a_learned_behaviour(workplace, tmp_path):
