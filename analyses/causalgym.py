@@ -3,7 +3,7 @@
 road-interp study causalgym templates=causalgym.json                       # those of CausalGym's 29 tasks that the file holds
 road-interp study causalgym templates=causalgym.json --only agr_gender
 
-A task of another name is scored by `road_interp.causal.score_methods`. A task takes about half an hour on two cores.
+A task of another name is scored by `road_interp.causal.score_methods`. A task takes 10 to 20 minutes on one core.
 """
 
 from __future__ import annotations
@@ -144,10 +144,12 @@ def describe(found: CausalGymTable) -> Described:
         das, stacked = (seeds[0].of(method).test for method in (DAS, STACKED))
         apart = _with_words(seeds[0], das.log_odds - stacked.log_odds, das.log_odds_by_pair, stacked.log_odds_by_pair)
         rows.append((f"{task}, {DAS} minus {STACKED}", f"log odds ratio {apart}"))
+        rows.append((f"{task}, different words in the test pairs", str(len({word for both in seeds[0].words for word in both}))))
     sentence = (
         f"Log odds ratio (nats) and its selectivity, at the block of {', '.join(map(str, first.layers))} with the highest log "
-        f"odds ratio on validation pairs, with {first.steps} steps of every training. Intervals of a task are over words; "
-        "those of means over tasks, and the bars of the figure, are over tasks (Student's t)."
+        f"odds ratio on validation pairs, with {first.steps} steps of every training"
+        f"{''.join(f', {method} at {rate:g}' for method, rate in first.learning_rates.items())}. Intervals of a task "
+        "are over words; those of means over tasks, and the bars of the figure, are over tasks (Student's t)."
     )
     return sentence, rows
 
@@ -169,9 +171,8 @@ STUDY = Study(
     question="How do the methods that find one variable rank over CausalGym's tasks?",
     caveat=(
         "One model, one seed, and a rate per method that was not tuned. A mean over few tasks does not order methods whose "
-        "difference is near its standard error over tasks. Test pairs have few different words in most tasks (5 to 50), and the "
-        "intervals of one task in the stored results are of the bootstrap that a jackknife has replaced: they may be too narrow "
-        "or too wide."
+        "difference is near its standard error over tasks. Test pairs have few different words in most tasks, so that the "
+        "intervals of one task may be too narrow."
     ),
     recipe=Settings,
     conditions={task: Condition(task, (f"task={task}",), requires=("templates",), seeds=1) for task in TASKS},

@@ -327,7 +327,7 @@ STUDY = Study(
     caveat=(
         "The tasks are artificial parts of answers to film reviews, and most controls have one division of the reviews. "
         "Rotations had more rounds of learning rates than LoRA and LoReFT had, and far fewer trained values. On Gemma-3-270M "
-        "and with three or four tasks the planes alone were trained."
+        "and with three or four tasks planes and undivided adapters alone were trained."
     ),
     recipe="composition-smollm2",
     conditions={slug: replace(each, measure=with_division(each.measure or measure)) for slug, each in conditions().items()},

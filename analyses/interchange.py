@@ -165,19 +165,29 @@ def describe_controls(found: ControlStudy) -> Described:
         for method, over in ((STACKED, DAS), (STACKED, "full swap"), (DAS, "full swap")):
             rows.append((f"{task}, {method} minus {over}", with_interval(found.accuracy(task, method, over), 4)))
         for method in (STACKED, DAS):
+            row = reports[0].of(method)
+            rows.append((f"{task}, {method}, trained values with effect", f"{row.effective:,} of {row.parameters:,}"))
             selectivity = found.log_odds(task, method, f"{method}, arbitrary answers")
             rows.append((f"{task}, {method}, selectivity", with_finite_interval(selectivity)))
         for method in reports[0].directions:
             cosine = found.mean(task, lambda report, method=method: report.directions[method])
             rows.append((f"{task}, cosine of {STACKED} and {method}", f"{cosine:.3f}"))
     divisions = " and ".join(f"{len(reports)} on {task}" for task, reports in found.tasks.items())
+    first = next(iter(found.tasks.values()))[0]
     sentence = (
         "Interchange accuracy (fraction of test pairs, 95% interval over words), log odds ratio (nats) and divergence of the "
-        f"next token after unrelated continuations (nats): means over divisions of the words ({divisions}). More accuracy and "
+        f"next token after unrelated continuations (nats): means over divisions of the words ({divisions})"
+        f"{trained_with(first.steps, first.learning_rates)}. More accuracy and "
         "less divergence than the full swap would follow from a full swap that also replaces what else the word carries. They do "
         "not show that a trained swap reaches states that the model knows: four continuations may leave such directions alone."
     )
     return sentence, rows
+
+
+def trained_with(steps: int | None, rates: Mapping[str, float]) -> str:
+    """The settings of the trainings, where the results have them."""
+    named = "; ".join(f"{method}: {rate:g}" for method, rate in rates.items())
+    return f", {steps} steps, learning rates {named}" if rates else ""
 
 
 def with_finite_interval(values: tuple[float, float, float]) -> str:
@@ -216,6 +226,8 @@ def describe_cost(found: CostReport) -> Described:
         known = "an unknown number" if each.effective is None else f"{each.effective:,}"  # in results of 0.1.0
         values = f"{known} of {each.parameters:,} trained values with effect"
         rows.append((each.method, f"{middle:.3g} ms [{low:.3g}, {high:.3g}], {values}"))
+        if "RoAd" in each.method and each.effective is not None:
+            rows.append((f"{each.method}, trained values with effect", f"{each.effective:,} of {each.parameters:,}"))
     sentence = (
         f"Time of a forward and backward pass of interchanges, without a model: width {found.width}, batch {found.batch}, "
         f"{found.threads} thread{'s' * (found.threads > 1)} (median and quartiles of {len(found.methods[0].seconds)} rounds, of "

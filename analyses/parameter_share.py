@@ -186,6 +186,7 @@ def describe(found: ParameterShareReport) -> Described:
         name = f"{readable_name(first.model)}, {first.task}, {first.method} ({first.percent:.3f}%)"
         rows.append((name, with_interval(found.accuracy(slug))))
         rows.append((f"{name}, by seed", ", ".join(f"{each.accuracy:.3f}" for each in trainings)))
+        rows.append((f"{name}, validation by seed", ", ".join(f"{each.validation:.3f}" for each in trainings)))
         full = f"{slug.removesuffix(first.method)}full"
         if first.method != "full" and full in found.trainings:
             rows.append((f"{name} minus full fine-tuning", with_interval(found.difference(slug, full))))

@@ -317,6 +317,8 @@ def describe(found: VariablesStudy) -> Described:
             rows += values_of(seeds, method)
             if seeds[0].coordinates == SHOWN:
                 rows.append((f"{name_of(seeds[0])}, {method}, cause and isolation", parts_of(seeds, method)))
+                if trained := seeds[0].of(method).parameters:
+                    rows.append((f"{name_of(seeds[0])}, {method}, trained values", f"{trained:,}"))
         if seeds[0].coordinates == SHOWN:
             rows += frequent_clusters(seeds)
         for method, other in COMPARED:

@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 import shutil
+import textwrap
 import typing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -107,7 +108,7 @@ def provenance(study: Study) -> str:
     command = command_of(study, measured)
     return "\n\n".join(
         [
-            f"    {command}",
+            "    " + " \\\n        ".join(textwrap.wrap(command, 110, break_long_words=False, break_on_hyphens=False)),
             *(["PATH stands for [files of others](../../reference/licences.md#files-of-others)."] if "=PATH" in command else []),
             f"The numbers lie in `results/{study.name}`" + (f", the recipe is `{recipe}`." if recipe else "."),
             table(("condition", "seeds", "minutes", "commits"), rows),

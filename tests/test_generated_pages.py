@@ -34,16 +34,17 @@ def test_a_result_page_begins_with_the_question_and_ends_with_the_caveat(generat
 def test_a_result_page_names_the_inputs_of_its_measured_conditions(generate):
     known = studies()
     for name, command in (
-        ("causalgym", "road-interp study causalgym templates=PATH"),
-        ("variables", "road-interp study variables ravel=PATH"),
-        ("controls", "road-interp study controls templates=PATH"),
-        ("depth", "road-interp study depth"),
+        ("causalgym", "road-interp study causalgym templates=PATH --only agr_gender"),
+        ("variables", "road-interp study variables ravel=PATH --only smollm2_number-gender_1 --only"),
+        ("controls", "road-interp study controls templates=PATH --only agreement"),
+        ("depth", "road-interp study depth\n"),
     ):
         text = generate["provenance"](known[name])
-        assert text.startswith(f"    {command}\n")
+        assert text.startswith(f"    {command}")
         assert ("](../../reference/licences.md#files-of-others)" in text) == ("PATH" in command)
     assert "\n## Files of others\n" in (DOCS / "reference" / "licences.md").read_text()
-    assert command_of(known["controls"], ["agreement"]) == "road-interp study controls"  # its other tasks need templates
+    assert command_of(known["controls"], ["agreement"]) == "road-interp study controls --only agreement"  # others need templates
+    assert command_of(known["depth"], known["depth"].conditions) == "road-interp study depth"
 
 
 def test_times_that_were_not_recorded_are_named(generate):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from road_interp.causal.arguments import check_model, check_tokenizer
 from road_interp.causal.counterfactuals import Splits, check_splits
 from road_interp.causal.directions import mean_difference, probe_direction, swap_along
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns, full_swap, no_swap
-from road_interp.causal.methods import DAS, PLANES, STACKED, methods, train_method
+from road_interp.causal.methods import DAS, PLANES, STACKED, learning_rates, methods, train_method
 from road_interp.models.seeding import seeded
 from road_interp.models.subspace_interchange import SubspaceInterchange
 from road_interp.progress import Progress, silent
@@ -39,6 +39,7 @@ class ControlReport(Result):
             (nats).
         directions: by method, the cosine of the angle between the stacked rotation's direction and the method's subspace; for
             methods of one direction the absolute cosine of both.
+        learning_rates: of the first step, by trained method; empty in older results.
     """
 
     seed: int
@@ -47,6 +48,7 @@ class ControlReport(Result):
     words: tuple[tuple[str, str], ...]
     divergences: Mapping[str, float]
     directions: Mapping[str, float]
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, method: str) -> InterchangeReport:
         """The row of a method. Raises InputError if there is none."""
@@ -113,6 +115,7 @@ def controls(
         splits.test.clusters(span),
         divergences(continued, swaps),
         {name: float((basis.T @ stacked).norm()) for name, basis in directions.items() if name != STACKED},
+        learning_rates(*methods()),
     )
 
 

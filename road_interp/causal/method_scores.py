@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from road_interp.causal.directions import (
     swap_along,
 )
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns, full_swap
-from road_interp.causal.methods import DAS, STACKED, methods, train_method
+from road_interp.causal.methods import DAS, STACKED, learning_rates, methods, train_method
 from road_interp.errors import InputError
 from road_interp.progress import Progress, prefixed, silent
 from road_interp.results import Result, entry
@@ -67,6 +67,7 @@ class TaskScores(Result):
         pairs: numbers of training, validation and test pairs.
         scores: one per method.
         words: words of base and source of every test pair, as in `CounterfactualPairs.clusters`; empty in older results.
+        learning_rates: of the first step, by method that is trained on the answers; empty in older results.
     """
 
     task: str
@@ -77,6 +78,7 @@ class TaskScores(Result):
     pairs: tuple[int, int, int]
     scores: tuple[MethodScore, ...]
     words: tuple[tuple[str, str], ...] = ()
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, method: str) -> MethodScore:
         """The score of a method. Raises InputError for an unknown method."""
@@ -140,7 +142,8 @@ def score_methods(
     other = splits.test.with_arbitrary_labels(vocabulary, seed)
     scores = [_score(name, tried, test, other) for name, tried in found.items()]
     sizes = (len(splits.train), len(splits.validation), len(splits.test))
-    return TaskScores(splits.test.name, span, tuple(layers), steps, seed, sizes, tuple(scores), splits.test.clusters(span))
+    rates, words = learning_rates(DAS, STACKED), splits.test.clusters(span)
+    return TaskScores(splits.test.name, span, tuple(layers), steps, seed, sizes, tuple(scores), words, rates)
 
 
 def _best(tried: Sequence[_Found]) -> _Found:

@@ -56,6 +56,11 @@ def methods(seed: int = 0, spread: float = 0.1) -> dict[str, Method]:
     }
 
 
+def learning_rates(*names: str) -> dict[str, float]:
+    """The learning rate of each named method."""
+    return {name: methods()[name].training["learning_rate"] for name in names}
+
+
 def train_method(train: InterchangeRuns, name: str, method: Method, *, seed: int, steps: int, progress: Progress) -> nn.Module:
     """A new interchange of a method, trained on `train`; `name` is its name in progress messages."""
     interchange = method.make(train.site.width).to(train.model.device)

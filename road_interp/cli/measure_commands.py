@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from road_interp.measure import AblationReport, Check, DriftReport
     from road_interp.measure.ablation import Scorer
     from road_interp.measure.throughput import ThroughputReport
-    from road_interp.recipes.schema import ModelRecipe
+    from road_interp.recipes.schema import ModelRecipe, MultiTaskGenerationRecipe
     from road_interp.runs.run import Run
 
 
@@ -68,6 +68,8 @@ def drift(
 ) -> None:
     """Compare the hidden states of two models on the same texts: angle and change of norm at every block.
 
+    Beside a run of kind multitask-generation the texts are prompts, in the template of its training.
+
     Under torchrun the texts are divided among the processes; the results are the same.
     """
     quiet_libraries()
@@ -75,6 +77,7 @@ def drift(
     from accelerate import PartialState
 
     from road_interp import measure
+    from road_interp.data.multitask import format_prompts
     from road_interp.measure.drift import check_token
     from road_interp.models.hidden_states import text_token
     from road_interp.models.loading import load_tokenizer
@@ -88,10 +91,12 @@ def drift(
     with progress_bar(process.is_main_process) as update:
         before, after = _load_both(base, tuned, update)
         tokenizer = load_tokenizer(before.recipe)
+        template = _template_of_runs(base, tuned)
+        prompts = texts if template is None else format_prompts(template, texts, tokenizer)
         report = measure.drift(
             before.model.to(process.device),
             after.model.to(process.device),
-            measure.text_batches(texts, tokenizer, before.recipe.max_length),
+            measure.text_batches(prompts, tokenizer, before.recipe.max_length, add_special_tokens=template is None),
             options.token or text_token(tokenizer),  # type: ignore[arg-type]
             base_name=before.name,
             tuned_name=after.name,
@@ -130,12 +135,27 @@ def _load_both(base: str, tuned: str, progress: Progress) -> tuple[_Loaded, _Loa
     return before, _load_model_or_run(tuned, settings)
 
 
-def _settings_of_runs(*identifiers: str) -> ModelRecipe | None:
-    """How the runs among these load their models; None without a run. Raises InputError for runs that differ in it."""
+def _recipes_of_runs(*identifiers: str) -> list[Any]:
+    """The recipes of the runs among these."""
     from road_interp.runs.run import Run
     from road_interp.runs.run_files import RECIPE
 
-    found = [Run.load(each).recipe.model for each in identifiers if is_file(local_folder(each) / RECIPE)]
+    return [Run.load(each).recipe for each in identifiers if is_file(local_folder(each) / RECIPE)]
+
+
+def _template_of_runs(*identifiers: str) -> MultiTaskGenerationRecipe | None:
+    """The recipe whose template a run among these is trained in; None without one. Raises InputError for two templates."""
+    from road_interp.recipes.schema import MultiTaskGenerationRecipe
+
+    found = [each for each in _recipes_of_runs(*identifiers) if isinstance(each, MultiTaskGenerationRecipe)]
+    if len({each.template for each in found}) > 1:
+        raise InputError("the runs have different templates, so that their prompts differ: compare runs of one template")
+    return found[0] if found else None
+
+
+def _settings_of_runs(*identifiers: str) -> ModelRecipe | None:
+    """How the runs among these load their models; None without a run. Raises InputError for runs that differ in it."""
+    found = [each.model for each in _recipes_of_runs(*identifiers)]
     for key in LOADED_ALIKE:
         if len({getattr(each, key) for each in found}) > 1:
             given = " and ".join(str(getattr(each, key)) for each in found)

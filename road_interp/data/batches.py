@@ -17,9 +17,12 @@ def batches_by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 
 def text_batches(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, size: int = 32
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, size: int = 32, *, add_special_tokens: bool = True
 ) -> Iterator[dict[str, Tensor]]:
     """Batches of `size` texts for `measure.drift`, in order, truncated to `max_length` tokens and padded on the right.
+
+    Args:
+        add_special_tokens: those of the tokeniser around each text; False for prompts in a template, which has its own.
 
     Raises InputError for something else than a list of texts, and for no tokens.
     """
@@ -27,4 +30,5 @@ def text_batches(
     check_callable("measure.text_batches", "tokenizer", tokenizer, "load_tokenizer('gpt2')")
     check_count("measure.text_batches", "max_length", max_length)
     padded = {"truncation": True, "max_length": max_length, "padding": True, "padding_side": "right", "return_tensors": "pt"}
+    padded |= {"add_special_tokens": add_special_tokens}
     return (dict(tokenizer(listed[start : start + size], **padded)) for start in range(0, len(listed), size))

@@ -41,8 +41,10 @@ def draw_study(study: Study, report: Any, options: StudyOptions, folder: Path) -
 
 def command_of(study: Study, conditions: Iterable[str]) -> str:
     """The command that measures these conditions of a study, with a placeholder for every input that they need."""
-    needed = {key for slug in conditions for key in study.conditions[slug].requires}
-    return " ".join(["road-interp study", study.name, *(f"{key}=PATH" for key in study.inputs if key in needed)])
+    measured = list(conditions)
+    needed = {key for slug in measured for key in study.conditions[slug].requires}
+    only = [] if len(measured) == len(study.conditions) else [f"--only {slug}" for slug in measured]
+    return " ".join(["road-interp study", study.name, *(f"{key}=PATH" for key in study.inputs if key in needed), *only])
 
 
 def _sections(studies: Sequence[Study], options: StudyOptions, folder: Path, progress: Progress) -> Iterator[dict[str, Any]]:

@@ -100,7 +100,7 @@ def test_cost_of_an_interchange(command, no_model, tmp_path):
     output = command("cost", "--quick")
     report = CostReport.load(tmp_path / "results" / "quick" / "cost" / "width-2048" / "seed-0.json")
     assert report.width == 64
-    assert len(output["numbers"]) == 11
+    assert len(output["numbers"]) == 11 + 4  # methods, and trained values of the four rotations
     assert [Path(path).name for path in output["figures"]] == ["cost.png"]
 
 

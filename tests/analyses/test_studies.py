@@ -318,6 +318,6 @@ def test_a_page_of_some_studies_escapes_what_they_say(known, command, tmp_path, 
     assert page.count("<section") == 1
     assert "<h2>&lt;small&gt;</h2>" in page
     assert '<p class="quick">' in page
-    assert "<code>road-interp study small</code>" in page
+    assert "<code>road-interp study small --only plain --only longer</code>" in page
     assert page.index("What is there?") < page.index("What there is.") < page.index("What it cannot show: It measures nothing.")
     assert "<td>longer</td><td>0</td>" in page

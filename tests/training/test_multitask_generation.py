@@ -18,12 +18,15 @@ from helpers.cli import run
 from helpers.compositions import composition_report
 from helpers.multitask import behaviours_recipe as recipe_for
 from helpers.taught import word_tokenizer
+from road_interp.data.batches import text_batches
 from road_interp.data.behaviours import PARTS
 from road_interp.data.multitask import Example, encode_multitask_data, format_prompts, load_multitask_data
 from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport
+from road_interp.measure.drift import drift
 from road_interp.models.generation import Answer, answer_perplexity, greedy_answers, make_generator
-from road_interp.models.loading import load_tokenizer
+from road_interp.models.hidden_states import text_token
+from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.progress import silent
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import ModelRecipe, MultiTaskGenerationRecipe, ScoringRecipe
@@ -589,6 +592,22 @@ def test_the_strength_of_a_learned_behaviour(workplace, tmp_path):
     assert (shown[0.0], shown[1.0]) == tuple(scores.of(active).shown["closing"] for active in ("__base__", "closing"))
     with pytest.raises(InputError, match="the strength study needs a recipe with one task, not 2"):
         study.measure(piece._replace(recipe=recipe_for(workplace)))
+
+
+def test_drift_beside_a_run_reads_texts_in_the_template_of_its_training(workplace, tmp_path, finished, monkeypatch, capsys):
+    texts, recipe = ["a warm film", "two long hours"], finished.recipe
+    (tmp_path / "texts.csv").write_text("\n".join(["text", *texts]) + "\n")
+    code, out, err = run(capsys, monkeypatch, "drift", recipe.model.id, finished.folder, tmp_path / "texts.csv", "--json")
+    assert code == 0, err
+    tokenizer = load_tokenizer(recipe.model)
+    found = []
+    for prompts in (format_prompts(recipe, texts, tokenizer), texts):
+        batches = text_batches(prompts, tokenizer, recipe.model.max_length, add_special_tokens=False)
+        report = drift(load_model(recipe.model)[0], finished.load_model(), batches, text_token(tokenizer))
+        found.append([place.angle[0] for place in report.places])
+    told = [place["angle"][0] for place in json.loads(out)["places"]]
+    assert told == pytest.approx(found[0], abs=1e-6)
+    assert told != pytest.approx(found[1], abs=1e-3)
 
 
 def test_the_command_line_prints_the_composition(workplace, finished, monkeypatch, capsys):
