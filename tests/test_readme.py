@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,30 @@ def test_no_interval_is_typed():
     assert "<!--=" in README
     bare = re.sub(r"<!--=.*?<!--/-->", "", README, flags=re.DOTALL)
     assert not re.findall(r"\d\s\[-?\d?\.\d+,", bare)
+
+
+def test_a_changed_outcome_fails_the_check(check, tmp_path, monkeypatch, capsys):
+    """A page that was written from the results, whose results change."""
+    shutil.copytree(ROOT / "results" / "cost", tmp_path / "results" / "cost")
+    (tmp_path / "docs" / "figures").mkdir(parents=True)
+    page = tmp_path / "README.md"
+    page.write_text("A step takes <!--= cost: RoAd -->?<!--/-->.\n")
+    main = check["main"]
+    monkeypatch.setitem(main.__globals__, "ROOT", tmp_path)
+    monkeypatch.setitem(main.__globals__, "PAGES", (page,))
+    monkeypatch.setattr(sys, "argv", ["write_numbers.py", "--write"])
+    assert main() == 0
+    monkeypatch.setattr(sys, "argv", ["write_numbers.py"])
+    assert main() == 0
+    assert capsys.readouterr().out == ""
+    (piece,) = (tmp_path / "results").glob("*/*/*.json")
+    content = json.loads(piece.read_text())
+    (road,) = (each for each in content["methods"] if each["method"] == "RoAd")
+    road["seconds"] = [2 * value for value in road["seconds"]]
+    piece.write_text(json.dumps(content))
+    check["rows"].cache_clear()
+    assert main() == 1
+    assert capsys.readouterr().out.startswith("README.md: cost: RoAd: ")
 
 
 def test_a_number_of_the_results_that_is_typed_is_found(check, tmp_path):

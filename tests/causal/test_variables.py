@@ -10,17 +10,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from helpers.things import ENTITIES, VARIABLES, nothing
+from helpers.taught import word_tokenizer
+from helpers.things import ENTITIES, PROMPTS, VALUES, VARIABLES, model_of_things, nothing
 from road_interp.causal.answered_questions import answered_rightly
 from road_interp.causal.bases import Columns, InBasis
-from road_interp.causal.entity_task import draw_variable_pairs
+from road_interp.causal.entity_task import EntityTask, draw_variable_pairs
 from road_interp.causal.interchange_runs import full_swap, no_swap
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.variable_methods import whole_state
 from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables, train_variables
-from road_interp.causal.variables_comparison import (
-    try_methods,
-)
+from road_interp.causal.variables_comparison import try_methods
 from road_interp.errors import InputError
 from road_interp.measure.intervals import mean_interval
 from road_interp.models.interchange import RoadInterchangeIntervention
@@ -133,6 +132,24 @@ def test_training_separates_the_variables(runs, kind):
     report = measure_variables(runs, interchange, kind, 4)
     assert losses[-1] < losses[0] / 2
     assert report.disentangle > 0.8
+
+
+def test_training_separates_three_variables():
+    words = VALUES | {"size": ("small", "large")}
+    values = {
+        entity: {name: words[name][number >> bit & 1] for bit, name in enumerate(words)}
+        for number, entity in enumerate(ENTITIES[:8])
+    }
+    prompts = PROMPTS | {"size": ("The %s may be",)}
+    task, tokenizer = EntityTask("thing", values, prompts, dict.fromkeys(values, "train")), word_tokenizer("may be small large")
+    model = model_of_things(task, tokenizer)
+    pairs = draw_variable_pairs(task, answered_rightly(model, tokenizer, task, task.questions()), tokenizer, "train", 12)
+    runs = VariableRuns(model, pairs, 0, tuple(words))
+    interchange = VariableCoordinates(dict.fromkeys(words, 4)).road(32, depth=5, spread=3.0)
+    train_variables(runs, interchange, 200, 0.05)
+    report = measure_variables(runs, interchange, "stacked RoAd", 4)
+    assert [score.variable for score in report.scores] == ["colour", "shape", "size"]
+    assert all(score.cause > 0.8 and score.isolation > 0.8 for score in report.scores)
 
 
 def test_a_single_variable_has_no_score(runs):
