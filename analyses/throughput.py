@@ -46,7 +46,7 @@ STUDY = Study(
     question="What does one adapter per row cost in generation, with RoAd and with LoRA, by number of requests?",
     caveat=(
         "Ratios of times on one machine, for one model of 135 million parameters and short answers; larger models, longer "
-        "answers and other devices have other ratios. Answers are not compared for quality."
+        "answers and other devices have other ratios. A training step has one adapter, with which stacked LoRA is PEFT's LoRA."
     ),
     recipe="throughput-smollm2",
     conditions={"all": Condition("every method", seeds=1)},
