@@ -27,7 +27,7 @@ class Provenance:
         command: name and arguments of the program; of an absolute path only the last part.
         seeds: seeds of training and sampling; empty without either.
         settings: hash of recipe and overrides of a study's condition; empty elsewhere.
-        inputs: the beginning of the sha256 of every data file that a study was given, by setting and file.
+        inputs: the beginning of the sha256 of every data file that a study was given, by setting and file, and of a local model.
     """
 
     versions: Mapping[str, str]

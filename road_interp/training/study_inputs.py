@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ def digests(recipe: Any, inputs: Inputs) -> dict[str, str]:
     """The beginning of the sha256 of every file that a piece reads, by setting and file; none for settings without a path.
 
     Data files of a recipe are those of the setting "data"; a package fixes the content of its own. Of several files with one
-    name, in different folders, the second is "NAME 2".
+    name, in different folders, the second is "NAME 2". A model that is a local file or folder has one hash, of the setting
+    "model".
 
     Raises:
         InputError: a file cannot be read.
@@ -34,6 +37,10 @@ def digests(recipe: Any, inputs: Inputs) -> dict[str, str]:
         if not each.startswith(PACKAGE) and (digest := sha256_of(each)) is not None:
             names[name := f"data/{Path(each).name}"] += 1
             found[name if names[name] == 1 else f"{name} {names[name]}"] = digest[:DIGITS]
+    model = getattr(recipe, "model", None)  # an id, or the section that holds it
+    identity = getattr(model, "id", model)
+    if identity is not None and (digest := model_digest(identity)) is not None:
+        found[f"model/{Path(identity).name}"] = digest
     return found
 
 
@@ -49,11 +56,24 @@ def model_files(identity: str) -> tuple[tuple[str, int, int], ...]:
 
     Empty for a model of a package, of `models://` or of the Hub, whose content its id fixes.
     """
-    root = Path(identity)
+    root = Path(os.path.expanduser(identity))
     if not exists(root):
         return ()
     files = sorted(path for path in (root, *root.rglob("*")) if path.is_file())
     return tuple((str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+
+
+def model_digest(identity: str) -> str | None:
+    """The beginning of a hash of the names and contents of `model_files`; None without any."""
+    files = model_files(identity)
+    return _digest_of_files(Path(identity), files) if files else None
+
+
+@cache
+def _digest_of_files(root: Path, files: tuple[tuple[str, int, int], ...]) -> str:
+    """Sizes and times of `files` let unchanged ones be read once only."""
+    contents = [(name, sha256_of(str(root / name))) for name, *_ in files]
+    return hashlib.sha256(repr(contents).encode()).hexdigest()[:DIGITS]
 
 
 def check_digests(measured: Mapping[str, str], given: Mapping[str, str], path: Path) -> None:

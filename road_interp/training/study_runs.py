@@ -15,17 +15,21 @@ from road_interp.runs.run import Run
 from road_interp.runs.run_files import METRICS, RECIPE
 from road_interp.training.api import train
 from road_interp.training.study import Piece, settings_hash
+from road_interp.training.study_inputs import model_digest
 
 
 def run_of(piece: Piece) -> Run:
     """The run of a piece's recipe, trained or resumed if it is not finished.
 
-    The folder name holds the model and the hash of the recipe, so that studies with equal recipes share a run.
+    The folder name holds the model and the hash of the recipe, so that studies with equal recipes share a run. A model that is a
+    local file or folder has a run for each content.
 
     Raises:
         InputError: the folder holds a run of another recipe.
     """
-    folder = piece.runs / f"{piece.recipe.model.name}-{settings_hash(piece.recipe)}"
+    model, digest = piece.recipe.model, model_digest(piece.recipe.model.id)
+    key = settings_hash(piece.recipe) if digest is None else settings_hash(piece.recipe, digest)
+    folder = piece.runs / f"{model.name}-{key}"
     return train_once(piece.recipe, folder)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,18 @@ from road_interp.errors import InputError
 from road_interp.measure import Ablation, AblationReport
 from road_interp.progress import silent
 from road_interp.runs.run import Run
-from road_interp.training import arguments
+from road_interp.sources import SMOLLM2
+from road_interp.training import arguments, study_runs
 from road_interp.training.study import Condition, Piece, StudyOptions, find_study, needs, settings_hash, with_interval
 from road_interp.training.study_pieces import read_study, run_study, settings_of
 from road_interp.training.study_runs import run_of, train_once
+
+
+@dataclass(frozen=True)
+class OfModel(Settings):
+    """The recipe of a study that names a model."""
+
+    model: str = SMOLLM2
 
 
 @pytest.fixture
@@ -195,6 +203,27 @@ def test_data_files_of_one_name_in_different_folders_are_told_apart(study, measu
         read_study(trains, given)
 
 
+def test_a_local_model_that_changed_is_refused(study, measured, tmp_path):
+    weights = tmp_path / "my-bert" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"first")
+    trains = replace(study, recipe="sentiment-minilm", inputs={}, conditions={"plain": Condition("plain")})
+    for number, (ids_are, key) in enumerate(((trains, "model.id"), (replace(study, recipe=OfModel), "model"))):
+        weights.write_bytes(b"first")
+        given = options(tmp_path / str(number), seeds=(0,), only=("plain",), overrides=(f"{key}={weights.parent}",))
+        ids_are = replace(ids_are, measure=lambda piece: Measured(piece.condition, piece.seed, 0))
+        run_study(ids_are, given)
+        weights.touch()  # the same content
+        read_study(ids_are, given)
+        weights.write_bytes(b"other")
+        for call, seeds in ((read_study, (0,)), (run_study, (0, 1))):
+            with pytest.raises(InputError, match="was measured with another model/my-bert; choose another --results"):
+                call(ids_are, replace(given, seeds=seeds))
+        shutil.move(weights.parent, tmp_path / "elsewhere")
+        read_study(ids_are, given)  # reading needs no model
+        shutil.move(tmp_path / "elsewhere", weights.parent)
+
+
 def test_an_input_file_of_another_name_is_refused_unless_it_has_the_same_content(study, measured, tmp_path):
     for name, content in (("one", "a good film"), ("two", "a dull film"), ("copy", "a good film")):
         (tmp_path / name).write_text(content)
@@ -353,7 +382,7 @@ def test_a_run_is_trained_once_for_all_studies(workplace, tmp_path, capsys):
     piece = Piece(recipe, "any", recipe.seed, tmp_path / "runs", silent)
     runs = [run_of(piece._replace(recipe=replace(recipe, seed=seed))) for seed in (0, 1)]
     assert [(run.recipe.seed, run.recipe.training.max_steps) for run in runs] == [(0, 2), (1, 2)]
-    assert runs[0].folder.name == f"{recipe.model.name}-{settings_hash(recipe)}"
+    assert runs[0].folder.name.startswith(f"{recipe.model.name}-")
     written = [(run.folder / "metrics.json").stat().st_mtime_ns for run in runs]
     again = [run_of(piece._replace(recipe=replace(recipe, seed=seed), condition="other")) for seed in (0, 1)]
     assert [run.folder for run in again] == [run.folder for run in runs]
@@ -380,6 +409,23 @@ def test_a_run_of_data_that_have_changed_is_not_used_again(workplace, tmp_path):
     data.write_text(data.read_text() + "grand,positive,1\n")
     with pytest.raises(InputError, match=r"data.csv' has changed since the run was started"):
         train_once(recipe, tmp_path / "run")
+
+
+def test_a_local_model_has_a_run_for_each_content(workplace, tmp_path, monkeypatch):
+    monkeypatch.setattr(study_runs, "train_once", lambda recipe, folder: folder)
+    model = Path(shutil.copytree(workplace / "model", tmp_path / "model"))
+
+    def folder_of(recipe):
+        return run_of(Piece(recipe, "any", 0, tmp_path / "runs", silent))
+
+    local = recipe_for(workplace, f"model.id={model}")
+    first = folder_of(local)
+    (model / "model.safetensors").touch()
+    assert folder_of(local) == first
+    (model / "model.safetensors").write_bytes(b"other weights")
+    assert folder_of(local) != first
+    packaged = recipe_for(workplace, f"model.id={SMOLLM2}")
+    assert folder_of(packaged).name == f"{packaged.model.name}-{settings_hash(packaged)}"
 
 
 def test_a_hash_changes_with_the_settings(workplace):
