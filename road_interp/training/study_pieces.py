@@ -7,9 +7,10 @@ missing.
 from __future__ import annotations
 
 import json
+import re
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
         hint = did_you_mean(unknown[0], study.conditions, "the conditions are")
         raise InputError(f"study '{study.name}' has no condition '{unknown[0]}'; {hint}")
     chosen = options.only or _measurable(study, options)
+    _warn_of_replaced(study, chosen, options)
     for slug in chosen:
         _stored(study, slug, options)  # a piece of other settings is an error before the first measurement
     for slug in chosen:
@@ -55,12 +57,14 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
                 training = getattr(_recipe(study, slug, seed, options), "training", None)
                 precision = None if training is None else forward_precision(training, find_device(None))
                 record(options.folder, path, result, time.monotonic() - started, precision)
-    return read_study(study, options)
+    return report_of(study, stored_pieces(study, options), options)
 
 
 def read_study(study: Study, options: StudyOptions) -> Result:
     """The report of the stored pieces. Raises InputError as `stored_pieces` and `report_of`."""
-    return report_of(study, stored_pieces(study, options), options)
+    pieces = stored_pieces(study, options)
+    _warn_of_replaced(study, pieces, options)
+    return report_of(study, pieces, options)
 
 
 def report_of(study: Study, pieces: Pieces, options: StudyOptions) -> Result:
@@ -92,6 +96,16 @@ def _measurable(study: Study, options: StudyOptions) -> list[str]:
     if others := [slug for slug in given_all if slug not in measured]:
         warnings.warn(f"study '{study.name}': the inputs do not hold {', '.join(others)}: left out", stacklevel=3)
     return measured[:limit]
+
+
+def _warn_of_replaced(study: Study, slugs: Iterable[str], options: StudyOptions) -> None:
+    """Warn of overrides that replace one of a condition, which may be what the condition is named by."""
+    for override in options.overrides:
+        key = override.partition("=")[0]
+        others = {slug: {*study.conditions[slug].overrides} - {override} for slug in slugs}
+        if replaced := [slug for slug, each in others.items() if any(re.match(rf"{re.escape(key)}[.=]", own) for own in each)]:
+            what = f"{override} replaces a setting of {', '.join(replaced)}"
+            warnings.warn(f"study '{study.name}': {what}, which figures and tables still name as before", stacklevel=3)
 
 
 def _measure(study: Study, slug: str, seed: int, options: StudyOptions, progress: Progress) -> Result:

@@ -305,6 +305,22 @@ def test_seeds_that_a_condition_does_not_take_are_named(study, measured, tmp_pat
     run_study(study, options(tmp_path))  # which warns of nothing
 
 
+def test_overrides_that_replace_a_setting_of_a_condition_are_named(study, measured, tmp_path, recwarn):
+    """The condition "more steps" would be one of fewer."""
+    section = replace(study.conditions["apart"], overrides=("data.filter={}",))
+    trains = replace(study, recipe="sentiment-minilm", inputs={}, conditions={"apart": section})
+    for of, override, slug in ((study, "steps=3", "longer"), (trains, "data={id: films.csv}", "apart")):
+        given = options(tmp_path, seeds=(0,), overrides=(override,))
+        for call in (run_study, read_study):
+            with pytest.warns(UserWarning, match=f"study 'small': {override} replaces a setting of {slug}, which") as found:
+                call(of, given)
+            assert len(found) == 1
+    run_study(study, options(tmp_path, seeds=(0,), overrides=("steps=3",), only=("plain",)))
+    run_study(study, options(tmp_path, seeds=(0,), overrides=("steps=20",)))
+    run_study(trains, options(tmp_path, seeds=(0,), overrides=("data.filter.source=imdb", "data.id=films.csv")))
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize(
     ("slug", "hint"), [("longr", "did you mean 'longer'?"), ("x", "the conditions are plain, longer, apart")]
 )
