@@ -1,7 +1,6 @@
 """What rotations cost in every way of running a model: forward, generate, continuous batching, compiled, trained.
 
-road-interp study engine                              # SmolLM2-135M
-road-interp study engine --only gemma-3-270m          # after road-interp models
+road-interp study engine     # SmolLM2-135M, and after road-interp models Gemma-3-270M
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from road_interp.cli.app import main_of
 from road_interp.measure.engine_cost import EngineCostReport, engine_costs
 from road_interp.measure.throughput import ThroughputReport, run_throughput_recipe
 from road_interp.plots import export
-from road_interp.sources import readable_name
+from road_interp.sources import is_here, readable_name
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study
 
 TASKS = "forward, training step, requests, distinct, strengths, continuous batching, compiled forward, compiled decoding"
@@ -66,7 +65,7 @@ STUDY = Study(
     recipe="throughput-smollm2",
     conditions={
         "smollm2": Condition("SmolLM2-135M", SETTINGS, seeds=1),
-        "gemma-3-270m": Condition("Gemma-3-270M", (*SETTINGS, *GEMMA), seeds=1, requires=("model.id",)),
+        "gemma-3-270m": Condition("Gemma-3-270M", (*SETTINGS, *GEMMA), seeds=1),
     },
     measure=measure,
     report=report,
@@ -76,6 +75,7 @@ STUDY = Study(
     minutes=60,
     quick=QUICK,
     quick_conditions=1,
+    applies=lambda recipe: is_here(recipe.model.id),
 )
 
 if __name__ == "__main__":

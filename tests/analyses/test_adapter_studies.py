@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,6 +47,23 @@ def test_throughput(known, command, monkeypatch, tmp_path):
     command("throughput")
     assert len(recipes) == 2
     assert all(isinstance(recipe, ThroughputRecipe) for recipe in recipes)
+
+
+@pytest.mark.parametrize("downloaded", [False, True])
+def test_a_model_that_is_not_downloaded_is_left_out_of_the_costs(known, command, monkeypatch, downloaded):
+    """Each of the others is timed as itself, under its own name."""
+
+    def timed(recipe, progress):
+        timings = [Timing("forward", method, 8, 64, 0, (1.0,), (1.0,), 8) for method in ("bare", "RoadModel")]
+        return ThroughputReport(recipe.model.name, 1, "cpu", "float32", 1, recipe.rounds, tuple(timings))
+
+    script = script_of(known["engine"])
+    monkeypatch.setitem(script, "run_throughput_recipe", timed)
+    monkeypatch.setitem(script, "is_here", lambda identity: downloaded or not identity.startswith("models://"))
+    with nullcontext() if downloaded else pytest.warns(UserWarning, match="gemma-3-270m: left out"):
+        numbers = command("engine")["numbers"]
+    models = ["SmolLM2-135M", "Gemma-3-270M"] if downloaded else ["SmolLM2-135M"]
+    assert [*numbers] == [f"{model}: forward, 8 x 64 tokens / bare" for model in models]
 
 
 def test_parameter_share(known, command, monkeypatch, tmp_path):
