@@ -188,7 +188,8 @@ def describe(found: ParameterShareReport) -> Described:
         rows.append((f"{name}, by seed", ", ".join(f"{each.accuracy:.3f}" for each in trainings)))
         rows.append((f"{name}, validation by seed", ", ".join(f"{each.validation:.3f}" for each in trainings)))
         full = f"{slug.removesuffix(first.method)}full"
-        if first.method != "full" and full in found.trainings:
+        seeds_of_full = {each.seed for each in found.trainings.get(full, ())}
+        if first.method != "full" and seeds_of_full & {each.seed for each in trainings}:
             rows.append((f"{name} minus full fine-tuning", with_interval(found.difference(slug, full))))
     seeds = sorted({len(trainings) for trainings in found.trainings.values()})
     several = " or ".join(counted(count, "seed") for count in seeds)

@@ -56,11 +56,10 @@ def _sections(studies: Sequence[Study], options: StudyOptions, folder: Path, pro
         section: dict[str, Any] = {"study": study, "command": command_of(study, pieces), "numbers": [], "images": []}
         try:
             report = report_of(study, pieces, options)
+            sentence, numbers = study.describe(report)
+            paths = draw_study(study, report, options, folder)
         except InputError as error:  # a condition or a seed that the report needs is not measured yet
             yield {**section, "sentence": f"Not shown: {error}"}
             continue
-        sentence, numbers = study.describe(report)
-        images = [
-            (path.stem, base64.b64encode(path.read_bytes()).decode()) for path in draw_study(study, report, options, folder)
-        ]
+        images = [(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in paths]
         yield {**section, "sentence": sentence, "numbers": numbers, "images": images}

@@ -297,6 +297,17 @@ def test_a_study_without_the_condition_that_it_needs_is_named_on_the_page(known,
         write_page(list(known.values()), StudyOptions(results=tmp_path), tmp_path / "out")
 
 
+def test_a_study_whose_conditions_lack_a_seed_is_named_on_the_page(known, no_model, tmp_path):
+    """As after an interruption: seeds of both tasks together that are not measured alone yet."""
+    shutil.copytree(RESULTS / "size" / "bert-base", tmp_path / "size" / "bert-base")
+    shutil.copytree(RESULTS / "multitask-accuracy", tmp_path / "multitask-accuracy")
+    (tmp_path / "multitask-accuracy" / "coact-0" / "seed-4.json").unlink()
+    page = write_page(list(known.values()), StudyOptions(results=tmp_path), tmp_path / "out").read_text()
+    assert re.findall('<section id="(.*)">', page) == ["multitask-accuracy", "size"]
+    assert re.search("Not shown: .*they cannot be paired", page)
+    assert "bert-base" in page
+
+
 def test_a_study_without_the_seeds_that_are_drawn_is_named_on_the_page(tmp_path):
     """The page is written for the others; the folder that is named is that of quick settings."""
     both = [small_study([], name=name) for name in ("first", "second")]
