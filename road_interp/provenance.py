@@ -40,7 +40,7 @@ class Provenance:
 
 def current_provenance(seeds: Sequence[int] = (), settings: str = "", inputs: Mapping[str, str] | None = None) -> Provenance:
     """The provenance of a result of this process."""
-    return Provenance(library_versions(), _commit(), _command(), tuple(seeds), settings, inputs or {})
+    return Provenance(library_versions(), COMMIT, _command(), tuple(seeds), settings, inputs or {})
 
 
 def library_versions() -> dict[str, str]:
@@ -60,8 +60,7 @@ def _command() -> str:
     return shlex.join([Path(sys.argv[0]).name, *arguments])
 
 
-@cache
-def _commit(root: Path = Path(__file__).parents[1]) -> str | None:
+def _commit(root: Path) -> str | None:
     """The commit of the checkout in `root`, read from the files of git without running a program."""
     git = root / ".git"
     try:
@@ -78,3 +77,6 @@ def _commit(root: Path = Path(__file__).parents[1]) -> str | None:
         return next((words[0] for words in packed if words[1:] == [branch]), None)
     except OSError:
         return None
+
+
+COMMIT = _commit(Path(__file__).parents[1])  # of the code that runs: a checkout may change while a study measures for days

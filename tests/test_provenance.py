@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,10 +22,7 @@ def test_the_commit_is_the_one_that_git_names(tmp_path):
         found = subprocess.run(["git", *options, *words], cwd=folder, capture_output=True, text=True, check=True)
         return found.stdout.strip()
 
-    def commit_of(folder):
-        provenance._commit.cache_clear()
-        return provenance._commit(folder)
-
+    commit_of = provenance._commit
     main, worktree = tmp_path / "main", tmp_path / "worktree"
     main.mkdir()
     assert commit_of(main) is None
@@ -38,7 +38,25 @@ def test_the_commit_is_the_one_that_git_names(tmp_path):
     assert (commit_of(main), commit_of(worktree)) == expected
     git("checkout", "--quiet", "--detach")
     assert commit_of(main) == expected[0]
-    provenance._commit.cache_clear()
+
+
+def test_the_commit_is_the_one_of_the_code_that_runs(tmp_path):
+    """Not that of the checkout when the first result is written, days later."""
+    package = tmp_path / "road_interp"
+    package.mkdir()
+    (package / "provenance.py").write_text(Path(provenance.__file__).read_text())
+    (tmp_path / ".git").mkdir()
+    head = tmp_path / ".git" / "HEAD"
+    head.write_text("a" * 40)
+    spec = importlib.util.spec_from_file_location("copied_provenance", package / "provenance.py")
+    copied = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = copied  # dataclasses look up their module here
+    try:
+        spec.loader.exec_module(copied)
+    finally:
+        del sys.modules[spec.name]
+    head.write_text("b" * 40)
+    assert copied.current_provenance().commit == "a" * 40
 
 
 def test_the_command_names_no_folder_of_the_machine(monkeypatch):
