@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
+from road_interp.errors import InputError
 from road_interp.files import locked, read_json_object, write_atomically
 from road_interp.results import Result
 
@@ -31,7 +33,15 @@ def record(results: Path, path: Path, result: Result, seconds: float, precision:
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
     with locked(results):
-        manifest = results / MANIFEST
-        content = read_json_object(manifest) if manifest.is_file() else {}
+        content = read_manifest(results)
         content[path.relative_to(results).as_posix()] = entry
-        write_atomically(manifest, json.dumps(dict(sorted(content.items())), indent=1) + "\n")
+        write_atomically(results / MANIFEST, json.dumps(dict(sorted(content.items())), indent=1) + "\n")
+
+
+def read_manifest(results: Path) -> dict[str, Any]:
+    """The entries by file; empty without a manifest. Raises InputError for one that is damaged, as by a conflict of git."""
+    path = results / MANIFEST
+    try:
+        return read_json_object(path) if path.is_file() else {}
+    except InputError as error:
+        raise InputError(f"'{results}': {error}") from None

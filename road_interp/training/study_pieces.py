@@ -23,7 +23,7 @@ from road_interp.provenance import current_provenance
 from road_interp.recipes.loader import apply_override, load_recipe, read_recipe
 from road_interp.results import Result
 from road_interp.training.arguments import forward_precision
-from road_interp.training.manifest import record
+from road_interp.training.manifest import read_manifest, record
 from road_interp.training.study import Condition, Piece, Pieces, Study, StudyOptions, settings_hash
 from road_interp.training.study_inputs import check_digests, digests
 
@@ -50,6 +50,7 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
             path = _path(study, slug, seed, options)
             if not path.is_file():
                 progress(f"{study.conditions[slug].name}, seed {seed}")
+                read_manifest(options.folder)  # one that cannot be read is an error before the measurement
                 started = time.monotonic()
                 result = _measure(study, slug, seed, options, progress)
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,12 +133,15 @@ def _stored(study: Study, slug: str, options: StudyOptions) -> list[Result]:
 
 
 def _load(study: Study, condition: Condition, path: Path, options: StudyOptions, inputs: Mapping[str, str]) -> Result:
-    """The result in a file. Raises InputError for a result that was measured with other settings or input files."""
+    """The result in a file. Raises InputError for a result that was measured with another seed, settings or input files."""
     result = study.result.load(path)
-    stored = None if result.provenance is None else result.provenance.settings
-    if stored != (settings := settings_of(study, condition, options)):
+    made = result.provenance
+    stored = None if made is None else made.settings
+    if made is None or stored != (settings := settings_of(study, condition, options)):
         raise InputError(f"'{path}' was measured with other settings ({stored}, not {settings}); choose another --results")
-    check_digests({} if result.provenance is None else result.provenance.inputs, inputs, path)
+    if [path.stem] != [f"seed-{seed}" for seed in made.seeds]:
+        raise InputError(f"'{path}' was measured with seed {', '.join(map(str, made.seeds))}: move it where it belongs")
+    check_digests(made.inputs, inputs, path)
     return result
 
 

@@ -155,6 +155,27 @@ def test_a_piece_that_was_measured_with_other_settings_is_refused(study, tmp_pat
         read_study(study, options(tmp_path, seeds=(0,)))
 
 
+def test_a_piece_of_another_seed_is_refused(study, tmp_path):
+    """Such as a file that was copied from another machine to the wrong name: its seed would count twice."""
+    run_study(study, options(tmp_path, seeds=(0,), only=("longer",)))
+    folder = tmp_path / "results" / "small" / "longer"
+    shutil.copy(folder / "seed-0.json", folder / "seed-1.json")
+    for call in (run_study, read_study):
+        with pytest.raises(InputError, match=r"longer/seed-1.json' was measured with seed 0: move it where it belongs"):
+            call(study, options(tmp_path, seeds=(0, 1), only=("longer",)))
+
+
+def test_a_damaged_manifest_is_an_error_before_the_measurement(study, measured, tmp_path):
+    run_study(study, options(tmp_path, seeds=(0,)))
+    manifest = tmp_path / "results" / "MANIFEST.json"
+    manifest.write_text("<<<<<<< HEAD\n" + manifest.read_text())
+    measured.clear()
+    with pytest.raises(InputError, match=r"results': MANIFEST.json is not valid JSON"):
+        run_study(study, options(tmp_path, seeds=(0, 1)))
+    assert measured == []
+    run_study(study, options(tmp_path, seeds=(0,)))  # which measures nothing
+
+
 def test_an_input_file_that_changed_is_refused(study, measured, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("a good film")
