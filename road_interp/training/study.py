@@ -168,9 +168,14 @@ def needs(pieces: Pieces, *slugs: str) -> None:
     """Raise InputError unless the conditions have results, of the same seeds."""
     if missing := [slug for slug in slugs if slug not in pieces]:
         raise InputError(f"the report needs the conditions {', '.join(missing)}: measure them with --only")
-    seeds = {slug: tuple(seed for piece in pieces[slug] for seed in getattr(piece, "seeds", ())) for slug in slugs}
+    seeds = {slug: tuple(seed for piece in pieces[slug] for seed in _seeds_of(piece)) for slug in slugs}
     if len(set(seeds.values())) > 1:
         raise InputError(f"the conditions have results of different seeds: {seeds}; measure them with the same --seeds")
+
+
+def _seeds_of(piece: Any) -> tuple[int | None, ...]:
+    """The seeds of a result, which is of one at least."""
+    return getattr(piece, "seeds", (getattr(piece, "seed", None),))
 
 
 def with_interval(values: Sequence[float], digits: int = 3) -> str:

@@ -486,3 +486,8 @@ def test_a_report_names_missing_conditions_and_other_seeds():
         needs({"alone": of(0)}, "both", "alone")
     with pytest.raises(InputError, match="results of different seeds"):
         needs({"both": of(0, 1), "alone": of(1, 2)}, "both", "alone")
+    for first, second in (((0, 1), (0, 2)), ((0, 1), (0,))):  # results of one seed each, which have no field "seeds"
+        pieces = {"both": [Measured("both", seed, 1) for seed in first], "alone": [Measured("alone", seed, 1) for seed in second]}
+        with pytest.raises(InputError, match="results of different seeds"):
+            needs(pieces, "both", "alone")
+        needs({**pieces, "alone": pieces["both"]}, "both", "alone")
