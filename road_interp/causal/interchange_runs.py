@@ -138,13 +138,17 @@ class InterchangeRuns:
         return other
 
     def relabelled(self, pairs: CounterfactualPairs) -> InterchangeRuns:
-        """The same runs with the answers of `pairs`; stored states are shared. Raises InputError for pairs of other texts."""
+        """The same runs with the answers and spans of `pairs`; stored states are shared.
+
+        Raises InputError for pairs of other texts, or without the span of these runs.
+        """
         check_argument("InterchangeRuns.relabelled", pairs, CounterfactualPairs, "pairs of the same texts")
         check_vocabulary(self.model, (*pairs.base_ids, *pairs.source_ids, pairs.label_tokens))
         if (pairs.base_ids, pairs.source_ids) != (self.pairs.base_ids, self.pairs.source_ids):
             raise InputError(f"the texts of {pairs.name} are not those of these runs: make InterchangeRuns of them")
         other = copy.copy(self)
         other.pairs = pairs
+        other._select_span(self.span)
         other.base_label, other.source_label = self.tensor(pairs.base_label), self.tensor(pairs.source_label)
         other.base_odds = -other.odds(no_swap)
         return other

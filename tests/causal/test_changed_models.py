@@ -100,6 +100,17 @@ def test_runs_are_relabelled_by_pairs_of_the_same_texts(tokenizer):
         runs.relabelled(pairs.with_arbitrary_labels(100_000))
 
 
+def test_relabelled_runs_exchange_at_the_spans_of_their_own_pairs(tokenizer):
+    pairs = ragged_pairs(tokenizer)
+    moved = replace(pairs, positions={**pairs.positions, "who": pairs.positions["does"]})
+    model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    runs = InterchangeRuns(model, pairs, 0, "who")
+    found, expected = runs.relabelled(moved).odds(full_swap), InterchangeRuns(model, moved, 0, "who").odds(full_swap)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match="'who' is not a span of pairs; its spans are does, last"):
+        runs.relabelled(replace(pairs, positions={name: pairs.positions[name] for name in ("does", "last")}))
+
+
 def test_runs_notice_maps_that_change_inside_attached(tokenizer):
     base = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
     adapter = random_adapter(find_sites(base, "mlp"), spread=1)
