@@ -219,7 +219,8 @@ def encode_pairs(
 
     Raises:
         InputError: no pairs; an empty text; a slow tokeniser, which has no offsets; two answers with the same first token; an
-            answer whose first token would include the end of the text.
+            answer whose first token would include the end of the text, or is a space alone, as many tokenisers put before a
+            digit.
     """
     pairs = _listed_pairs(pairs, name)
     check_tokenizer("causal.encode_pairs", tokenizer)
@@ -332,7 +333,15 @@ def _answers(
             message = f"{name}: the answer '{answer}' goes on with the last word of '{text.text}'; a new word is ' {answer}'"
             warnings.warn(message, stacklevel=3)
             break
-    return tuple(ids[len(text.ids)] for text, ids in zip(texts, encoded, strict=True))
+    first = tuple(ids[len(text.ids)] for text, ids in zip(texts, encoded, strict=True))
+    blank = {token for token in {*first} if not str(tokenizer.decode([token])).strip()}
+    for text, answer, token in zip(texts, answers, first, strict=True):
+        if token in blank:
+            raise InputError(
+                f"{name}: the first token of the answer '{answer}' after '{text.text}' is a space alone, with which other "
+                "answers begin, too: end the text with a quotation mark or a bracket, and leave out the space"
+            )
+    return first
 
 
 def _ends(spans: Mapping[str, str], offsets: Sequence[tuple[int, int]], start: int) -> dict[str, int]:

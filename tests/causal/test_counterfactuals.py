@@ -6,7 +6,7 @@ import json
 import warnings
 
 import pytest
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from helpers.taught import word_tokenizer
@@ -197,6 +197,20 @@ def test_an_answer_without_a_space_continues_the_last_word():
         joined = encode_pairs([Pair("The dog", "The dogs", "is", "are")], tokenizer)
     assert (spaced.base_label, spaced.source_label) == ((tokens[" is"],), (tokens[" are"],))
     assert (joined.base_label, joined.source_label) == ((tokens["is"],), (tokens["are"],))
+
+
+def test_an_answer_whose_first_token_is_a_space_alone_is_refused():
+    """Every number would count as the answer."""
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "▁": 1, "(": 2, "1": 3, "2": 4, "▁are": 5, "▁none": 6}, "[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Punctuation()]
+    )
+    words.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    with pytest.raises(InputError, match="pairs: the first token of the answer ' 12' after 'are' is a space alone"):
+        encode_pairs([Pair("are", "are", " none", " 12")], tokenizer)
+    bracketed = encode_pairs([Pair("are (", "are (", "12", "2")], tokenizer)
+    assert (bracketed.base_label, bracketed.source_label) == ((3,), (4,))
 
 
 def test_unusable_pairs_say_why(tokenizer, templates):
