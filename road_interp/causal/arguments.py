@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from road_interp.arguments import check_argument, check_callable
 from road_interp.errors import InputError, first_line
 from road_interp.models.intervenable import IntervenableModel
+from road_interp.models.open_contexts import shared_context
 
 
 def check_model(function: str, model: object) -> None:
@@ -45,7 +46,8 @@ def warn_of_soft_mask(function: str, interchange: object) -> None:
 
 
 def check_language_model(function: str, model: object) -> None:
-    """Raise InputError unless `model` is a transformers model with a head over the vocabulary, and not a wrapper of one."""
+    """Raise InputError unless `model` is a transformers model with a head over the vocabulary, not a wrapper of one, and without
+    rotations that differ by row: texts are run once each, by length."""
     check_model(function, model)
     if isinstance(model, IntervenableModel):
         raise InputError(
@@ -57,6 +59,11 @@ def check_language_model(function: str, model: object) -> None:
         raise InputError(
             f"{function} needs a causal language model; {type(model).__name__} has no head over the vocabulary: load it "
             'with load_model(id, "causal-lm")'
+        )
+    if (context := shared_context(model)) is not None and context.by_row:
+        raise InputError(
+            f"{function}: {context.name} has rotations or tokens for every row of a call, but the rows here are the different "
+            "texts, by length: attach one adapter, and positions as text"
         )
 
 

@@ -31,6 +31,7 @@ class OpenContext:
         compiles: of a call, whether it runs compiled code, which cannot tell the rotations of several calls apart.
         is_ready: False while attached rotations are put in place or removed.
         maps: returns the maps of attached rotations; None for anything else.
+        by_row: whether attached rotations have maps or tokens of their own for every row of a call.
         own_call: returns a context for a call of the owner inside its attached rotations.
     """
 
@@ -38,6 +39,7 @@ class OpenContext:
         self.name, self.kind, self.owner, self.rotates, self.compiles = name, kind, owner, rotates, compiles
         self.is_ready = kind != "attached"
         self.maps: Callable[[], Sequence[PlaneMaps]] | None = None
+        self.by_row = False
         self.own_call: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def admits(self, new: OpenContext) -> bool:

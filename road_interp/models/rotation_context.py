@@ -111,6 +111,7 @@ class RotationContext:
             self._undo = undo.pop_all()
         if self._is_attached:
             self._context.maps, self._context.own_call = self._coefficients.maps, self._own_call
+            self._context.by_row = self._rows > 1 or not isinstance(self._positions, str)
             self._context.is_ready = True
         return self
 

@@ -130,6 +130,22 @@ def test_runs_notice_maps_that_change_inside_attached(tokenizer):
                 runs.odds(no_swap)
 
 
+@pytest.mark.parametrize(
+    "by_row",
+    [{"adapter_names": ["a", "b", "a"]}, {"adapter_names": ["a"] * 3, "strengths": [1, 0, 1]}, {"positions": [[0], [0], [1]]}],
+)
+def test_rotations_that_differ_by_row_are_refused(tokenizer, by_row):
+    """The rows of a pass are the different texts, by length: the rotations would be those of other pairs."""
+    base = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    sites, pairs, site = find_sites(base, "mlp"), ragged_pairs(tokenizer), find_sites(base, "block-output")[1]
+    model = RoadModel(base, RoadBank({name: random_adapter(sites, seed=seed) for seed, name in enumerate("ab")}))
+    options = {"adapter_names": ["a"], **by_row}
+    with model.attached(**options) as rotated, pytest.raises(InputError, match="InterchangeRuns: .* for every row of a call"):
+        InterchangeRuns(rotated, pairs, site, "who")
+    with model.attached(adapter_names=["a"], strengths=[0.5], positions="f1") as rotated:
+        InterchangeRuns(rotated, pairs, site, "who")
+
+
 def test_a_call_beside_an_interchange_is_refused(tokenizer, monkeypatch):
     """It would skip the blocks before the intervened one, too; and states would be read from it while the runs are made."""
     base = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
