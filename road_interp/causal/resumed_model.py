@@ -37,7 +37,8 @@ class ResumedModel:
         module: the one whose output the site is.
 
     Raises:
-        InputError: a site outside the transformer blocks, one of an output slice, or one that the model does not have.
+        InputError: a site outside the transformer blocks or in another one than it says, one of an output slice, or one that the
+            model does not have.
     """
 
     def __init__(self, model: PreTrainedModel, site: Site | int) -> None:
@@ -53,9 +54,17 @@ class ResumedModel:
             raise InputError(
                 f"{type(model).__name__} has no site '{self.site.name}': give one of find_sites(model, ...)"
             ) from None
-        stacks = layer_stacks(model).items()
-        self._blocks = next(blocks for name, blocks in stacks if self.site.module.startswith(f"{name}."))
+        holding = [each for each in layer_stacks(model).values() if self._is_in(each[self.layer : self.layer + 1])]
+        if not holding:  # blocks before the site's are skipped
+            raise InputError(
+                f"site '{self.site.name}': the module is not in block {self.layer} of {type(model).__name__}: give one of "
+                "find_sites(model, ...)"
+            )
+        self._blocks = holding[0]
         self._returns_tuple = False  # whether blocks return their states in a tuple, as in older releases of transformers
+
+    def _is_in(self, blocks: nn.ModuleList) -> bool:
+        return any(each is self.module for each in blocks.modules())
 
     def whole_logits(
         self, ids: Int[Tensor, "texts longest"], lengths: Int[Tensor, " texts"]

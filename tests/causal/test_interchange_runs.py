@@ -30,6 +30,7 @@ from road_interp.models.intervention import RoadIntervention
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import hidden_of, hooked, with_hidden
+from road_interp.sites.site import Site
 
 # By architecture: configuration key of the number of blocks, and paths of the second block and of a module inside it.
 MODELS = {
@@ -544,6 +545,9 @@ def test_wrong_places_are_refused(taught):
         InputError, match="'model.norm': an interchange needs the whole output of a module inside the transformer blocks"
     ):
         InterchangeRuns(model, pairs, norm, "name")
+    for module, layer in (("model.layers.0.mlp", 1), ("model.layers.1", 2), ("model.norm", 0)):
+        with pytest.raises(InputError, match=f"site '{module}': the module is not in block {layer} of LlamaForCausalLM"):
+            InterchangeRuns(model, pairs, Site(module, 32, layer), "name")
     for kind in (InterchangeReport, ScanReport):
         refused = {"{": "not valid JSON", "{}": "'task' is missing", "[]": f"the JSON of {kind.__name__} must hold one object"}
         for text, message in refused.items():
