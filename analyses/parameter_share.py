@@ -15,6 +15,7 @@ from typing import Any
 from road_interp import plots
 from road_interp.cli.app import main_of
 from road_interp.errors import InputError
+from road_interp.from_mapping import FieldError
 from road_interp.measure.parameter_share import MethodOutcomes, ParameterShareReport
 from road_interp.plots import export
 from road_interp.plots.parameter_share import READABLE
@@ -69,6 +70,11 @@ class Settings:
     texts: int | None = None
     more: tuple[str, ...] = ()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key, known in (("model", MODELS), ("task", TASKS)):
+            if getattr(self, key) not in known:
+                raise FieldError(key, f"must be one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
     make check-results                         # exit code 1 and one line for every number that differs
     python docs/write_numbers.py --write
 
-A number stands between `<!--= STUDY: ROW -->` and `<!--/-->`, where ROW is a row of the table that `road-interp study STUDY
---redraw` prints. Lines may break inside; none starts with "<!--", because Markdown takes such a line
+A number stands between `<!--= STUDY: ROW -->` and `<!--/-->`, where ROW is one of the "numbers" that `road-interp study STUDY
+--redraw --json` prints. Lines may break inside; none starts with "<!--", because Markdown takes such a line
 for a block of HTML. A number of three digits or more, with a decimal point or a comma for thousands, that results/ holds and
 that stands elsewhere is a failure, too, and so is a figure in docs/figures that was drawn from other results.
 """

@@ -199,6 +199,7 @@ def test_conditions_that_the_inputs_do_not_hold_are_left_out(tmp_path):
         (["capacity", "--only", "road-1"], "study 'capacity' has no condition 'road-1'; did you mean 'road_1'?"),
         (["capacity", "training.max_step=2"], "unknown key 'training.max_step'; did you mean 'training.max_steps'?"),
         (["cost", "size=2"], "unknown key 'size'"),
+        (["parameter-share", "model=bert"], "'model' must be one of minilm, mpnet, smollm2, gemma-3-270m"),
         (["throughput", "--unknown"], "No such option: --unknown"),
         (["strength", "--seeds", "a"], "--seeds 'a' must be whole numbers with commas between"),
         (["strength", "--redraw"], "strength' holds no results of this study"),
