@@ -78,9 +78,22 @@ def report_of(study: Study, pieces: Pieces, options: StudyOptions) -> Result:
 def stored_pieces(study: Study, options: StudyOptions) -> Pieces:
     """The stored pieces of the seeds, by condition; empty without any.
 
-    Raises InputError for a damaged piece, and for one of other settings or input files.
+    Warns of further seeds that have pieces, unless the options choose the seeds. Raises InputError for a damaged piece, and for
+    one of other settings or input files.
     """
+    if not options.seeds and (further := _further_seeds(study, options)):
+        what = f"results of further seeds are left out ({', '.join(map(str, further))}); --seeds chooses them"
+        warnings.warn(f"study '{study.name}': {what}", stacklevel=3)
     return {slug: results for slug in study.conditions if (results := _stored(study, slug, options))}
+
+
+def _further_seeds(study: Study, options: StudyOptions) -> list[int]:
+    """The seeds that have pieces, and that their conditions do not take by default."""
+    found: set[int] = set()
+    for slug, condition in study.conditions.items():
+        names = [path.stem.removeprefix("seed-") for path in (folder_of(study, options) / slug).glob("seed-*.json")]
+        found |= {int(name) for name in names if name.isdecimal()} - {*_seeds(study, condition, options)}
+    return sorted(found)
 
 
 def _measurable(study: Study, options: StudyOptions) -> list[str]:
@@ -135,9 +148,9 @@ def _stored(study: Study, slug: str, options: StudyOptions) -> list[Result]:
 def _load(study: Study, condition: Condition, path: Path, options: StudyOptions, inputs: Mapping[str, str]) -> Result:
     """The result in a file. Raises InputError for a result that was measured with another seed, settings or input files."""
     result = study.result.load(path)
-    made = result.provenance
+    made, settings = result.provenance, settings_of(study, condition, options)
     stored = None if made is None else made.settings
-    if made is None or stored != (settings := settings_of(study, condition, options)):
+    if made is None or stored != settings:
         raise InputError(f"'{path}' was measured with other settings ({stored}, not {settings}); choose another --results")
     if [path.stem] != [f"seed-{seed}" for seed in made.seeds]:
         raise InputError(f"'{path}' was measured with seed {', '.join(map(str, made.seeds))}: move it where it belongs")

@@ -153,6 +153,9 @@ def test_a_piece_that_was_measured_with_other_settings_is_refused(study, tmp_pat
     replace(Measured.load(path), provenance=None).save(path)  # results of other commands have no settings hash
     with pytest.raises(InputError, match="with other settings"):
         read_study(study, options(tmp_path, seeds=(0,)))
+    path.write_text('{"condition": "plain", "seed": 0, "steps": 10}')  # as by a release without provenance
+    with pytest.raises(InputError, match=r"with other settings \(None, not"):
+        read_study(study, options(tmp_path, seeds=(0,)))
 
 
 def test_a_piece_of_another_seed_is_refused(study, tmp_path):
@@ -323,7 +326,18 @@ def test_seeds_that_a_condition_does_not_take_are_named(study, measured, tmp_pat
     with pytest.warns(UserWarning, match="study 'small': plain takes 2 of the seeds that are given; left out: 5, 6") as found:
         run_study(study, options(tmp_path, seeds=(3, 4, 5, 6)))
     assert len(found) == 1
-    run_study(study, options(tmp_path))  # which warns of nothing
+    run_study(study, options(tmp_path / "default"))  # which warns of nothing
+
+
+def test_results_of_seeds_that_are_not_read_are_named(study, tmp_path, recwarn):
+    """A study to which seeds were added is not reported without them in silence."""
+    run_study(study, options(tmp_path))
+    added = options(tmp_path, seeds=(0, 1, 2, 3, 4), only=("longer",))
+    assert run_study(study, added).pieces["longer"] == [0, 1, 2, 3, 4]
+    assert not recwarn.list
+    for call in (run_study, read_study):
+        with pytest.warns(UserWarning, match=r"study 'small': results of further seeds are left out \(3, 4\); --seeds chooses"):
+            assert call(study, options(tmp_path)).pieces["longer"] == [0, 1, 2]
 
 
 def test_overrides_that_replace_a_setting_of_a_condition_are_named(study, measured, tmp_path, recwarn):
