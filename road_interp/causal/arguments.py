@@ -45,7 +45,7 @@ def warn_of_soft_mask(function: str, interchange: object) -> None:
         )
 
 
-def check_language_model(function: str, model: object) -> None:
+def check_language_model(function: str, model: Any) -> None:
     """Raise InputError unless `model` is a transformers model with a head over the vocabulary, not a wrapper of one, and without
     rotations that differ by row: texts are run once each, by length."""
     check_model(function, model)
