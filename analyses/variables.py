@@ -459,8 +459,8 @@ VARIABLES_THREE = Study(
     title="Three variables in one state",
     question="Can one rotation hold three variables in disjoint coordinates as well as a trained low-rank subspace does?",
     caveat=(
-        "One model, one block, one type of entity and one seed. Country, Continent and Language of a city depend on each other, and "
-        "the test entities are those of the study with two variables."
+        "One model, one block, one type of entity and one seed. Country, Continent and Language of a city depend on each other, "
+        "and the test entities are those of the study with two variables."
     ),
     conditions={"smollm2_city_16": replace(CITIES, overrides=(*CITIES.overrides, *THREE))},
     measure=measure,
