@@ -3,6 +3,7 @@
 road-interp study variables                                     # number and gender, SmolLM2-135M, three seeds
 road-interp study variables ravel=FOLDER --only smollm2_city_16 # a type of entity in RAVEL's format
 road-interp study variables-longer ravel=FOLDER                 # rotations and multi-task DAS with four times the steps
+road-interp study variables-three ravel=FOLDER                  # three variables: country, continent and language
 road-interp study variables-whitened ravel=FOLDER               # rotations of a whitened state
 road-interp study variables-wider-grid ravel=FOLDER             # rotations and multi-task DAS with five learning rates
 road-interp study variable-rates                                # the learning rate of every method, by validation
