@@ -3,6 +3,7 @@
 road-interp study variables                                     # number and gender, SmolLM2-135M, three seeds
 road-interp study variables ravel=FOLDER --only smollm2_city_16 # a type of entity in RAVEL's format
 road-interp study variables-longer ravel=FOLDER                 # rotations and multi-task DAS with four times the steps
+road-interp study variables-three ravel=FOLDER                  # three variables: country, continent and language
 road-interp study variables-whitened ravel=FOLDER               # rotations of a whitened state
 road-interp study variables-wider-grid ravel=FOLDER             # rotations and multi-task DAS with five learning rates
 road-interp study variable-rates                                # the learning rate of every method, by validation
@@ -451,6 +452,23 @@ VARIABLES_LONGER = Study(
     describe=describe,
     minutes=60,
     seeds=(1, 2),
+    **COMMON,
+)
+THREE = ("variables=[Country, Continent, Language]", f"methods={json.dumps(FEWER)}")
+VARIABLES_THREE = Study(
+    name="variables-three",
+    title="Three variables in one state",
+    question="Can one rotation hold three variables in disjoint coordinates as well as a trained low-rank subspace does?",
+    caveat=(
+        "One model, one block, one type of entity and one seed. Country, Continent and Language of a city depend on each other, "
+        "and the test entities are those of the study with two variables."
+    ),
+    conditions={"smollm2_city_16": replace(CITIES, overrides=(*CITIES.overrides, *THREE))},
+    measure=measure,
+    draw=partial(draw, by_method="variables-three"),
+    describe=describe,
+    minutes=50,
+    seeds=(0,),
     **COMMON,
 )
 GEMMAS_CITIES = VARIABLES.conditions["gemma-3-270m_city_16"]

@@ -21,7 +21,7 @@ from road_interp.training.study import studies
 
 pytestmark = pytest.mark.bits
 TIMED = {"bank", "cost", "engine", "joint-training", "throughput"}
-NEEDS_A_FILE = {"causalgym", "variables-longer", "variables-whitened", "variables-wider-grid"}  # of templates, of entities: below
+NEEDS_A_FILE = {"causalgym", "variables-longer", "variables-three", "variables-whitened", "variables-wider-grid"}  # see below
 STUDIES = sorted(studies().keys() - TIMED - NEEDS_A_FILE)
 
 
@@ -83,13 +83,16 @@ def test_causalgym_on_a_built_in_task(tmp_path):
     measure_twice(tmp_path, "causalgym", f"templates={templates}")
 
 
-@pytest.mark.parametrize(("study", "seed"), [("variables-longer", 1), ("variables-whitened", 0), ("variables-wider-grid", 0)])
+@pytest.mark.parametrize(
+    ("study", "seed"),
+    [("variables-longer", 1), ("variables-three", 0), ("variables-whitened", 0), ("variables-wider-grid", 0)],
+)
 def test_variables_of_ravels_format_on_the_nouns(tmp_path, study, seed):
     task = number_and_gender()
-    names = {"number": "Country", "gender": "Continent"}
+    attributes = {"Country": "number", "Continent": "gender", "Language": "number"}
     files = {
-        "entity_attributes": {noun: {names[name]: each for name, each in of.items()} for noun, of in task.values.items()},
-        "attribute_to_prompts": {names[name]: list(prompts) for name, prompts in task.prompts.items()},
+        "entity_attributes": {noun: {name: of[key] for name, key in attributes.items()} for noun, of in task.values.items()},
+        "attribute_to_prompts": {name: list(task.prompts[key]) for name, key in attributes.items()},
         "entity_to_split": task.split,
         "prompt_to_split": {prompt: "train" for prompts in task.prompts.values() for prompt in prompts},
     }
