@@ -65,7 +65,7 @@ class QueryKey(Result):
         query, key: kinds of the modules; several, such as of encoder and decoder, are separated by commas.
         query_angles, key_angles: by layer, one per plane of the key, radians. If several query heads share a key head, the
             query's are circular means over them.
-        query_magnitudes, key_magnitudes: likewise, factors (geometric means).
+        query_magnitudes, key_magnitudes: likewise, factors (geometric means). All have nine significant digits.
         queries: kind of the query, by layer; empty where all have the same kind.
     """
 
@@ -191,7 +191,7 @@ def query_key(report: AngleReport, key_heads: int | None = None) -> QueryKey:
         raise InputError(f"no layer rotates query and key; the sites are {', '.join(dict.fromkeys(kind for _, kind in sites))}")
     check_magnitudes(sites[each] for pair in pairs for each in pair)
     layers = [_planes_of(sites[query], sites[key], key_heads, report.group_size) for query, key in pairs]
-    columns: list[Any] = [tuple(tuple(planes.tolist()) for planes in column) for column in zip(*layers, strict=True)]
+    columns: list[Any] = [tuple(map(_nine_digits, column)) for column in zip(*layers, strict=True)]
     queries, keys = (tuple(kind for _, kind in each) for each in zip(*pairs, strict=True))
     numbers = tuple(sites[each].layer or 0 for each, _ in pairs)
     several = queries if len({*queries}) > 1 else ()
@@ -218,6 +218,11 @@ def _planes_of(
     angle, log_magnitude = (np.reshape(each, (heads, queries // keys, -1)) for each in (query.angle, np.log(query.magnitude)))
     mean_angle = stats.circmean(angle, high=np.pi, low=-np.pi, axis=1).ravel()
     return mean_angle, np.asarray(key.angle), np.exp(log_magnitude.mean(1).ravel()), key.magnitude
+
+
+def _nine_digits(planes: Float[np.ndarray, " planes"]) -> tuple[float, ...]:
+    """The values as `angles` has those of fp32, so that their JSON is short."""
+    return tuple(float(f"{value:.9g}") for value in planes.tolist())
 
 
 def _key_of(kind: str) -> str:
