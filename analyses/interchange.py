@@ -166,7 +166,8 @@ def describe_controls(found: ControlStudy) -> Described:
             rows.append((f"{task}, {method} minus {over}", with_interval(found.accuracy(task, method, over), 4)))
         for method in (STACKED, DAS):
             row = reports[0].of(method)
-            rows.append((f"{task}, {method}, trained values with effect", f"{row.effective:,} of {row.parameters:,}"))
+            if row.effective is not None:  # as in results of 0.1.0
+                rows.append((f"{task}, {method}, trained values with effect", f"{row.effective:,} of {row.parameters:,}"))
             selectivity = found.log_odds(task, method, f"{method}, arbitrary answers")
             rows.append((f"{task}, {method}, selectivity", with_finite_interval(selectivity)))
         for method in reports[0].directions:
