@@ -39,7 +39,12 @@ COLUMNS = {
     "RTE": ("data.text=sentence1", "data.text_pair=sentence2", "model.max_length=256"),
     "SST-2": ("data.text=sentence",),
 }
-GRID, COARSE = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (3e-4, 3e-3, 1e-2)  # for MiniLM, and for the larger models
+GRIDS: Mapping[str, tuple[float, ...]] = {  # of learning rates, the same for every method of a model
+    "minilm": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    "mpnet": (1e-4, 3e-4, 3e-3, 1e-2),
+    "smollm2": (3e-4, 3e-3, 1e-2),
+    "gemma-3-270m": (1e-4, 3e-4, 3e-3, 1e-2),
+}
 RATES: Mapping[str, Mapping[str, float]] = {  # by model and method: those with the highest accuracy in "parameter-share-rates"
     "minilm": {"road_1": 1e-2, "road_2": 1e-2, "road_4": 1e-2, "lora-1": 1e-2, "lora-8": 3e-3, "full": 3e-4},
     "smollm2": {"road_1": 1e-2, "lora-1": 3e-3, "full": 3e-4},
@@ -119,7 +124,7 @@ def trained(piece: Piece, rate: float) -> MethodOutcomes:
 
 def measure_rates(piece: Piece) -> RateScores:
     settings: Settings = piece.recipe
-    found, rates = [], settings.rates or GRID
+    found, rates = [], settings.rates or GRIDS[settings.model]
     for number, rate in enumerate(rates):
         piece.progress(f"learning rate {rate:g}", number, len(rates))
         found.append((rate, trained(piece, rate).validation))
@@ -216,12 +221,12 @@ RATES_STUDY = Study(
     question="Which learning rate does each method of fine-tuning need on each model?",
     caveat=(
         "One data set, one seed and two epochs: equal rates within the noise of 750 validation texts are not told apart. The "
-        "larger models have three rates instead of six. Other tasks may need other rates."
+        "larger models have three or four rates instead of six. Other tasks may need other rates."
     ),
     conditions={
         f"{model}_{method}": Condition(
             f"{model}, {method}",
-            (f"model={model}", f"method={method}", "texts=2000", *(() if model == "minilm" else (f"rates={list(COARSE)}",))),
+            (f"model={model}", f"method={method}", "texts=2000", *(() if model == "minilm" else (f"rates={list(GRIDS[model])}",))),
             seeds=1,
         )
         for model in MODELS
