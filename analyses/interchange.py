@@ -27,6 +27,7 @@ from road_interp.causal.layer_scan import ScanReport, scan
 from road_interp.causal.methods import DAS, STACKED
 from road_interp.causal.template_pairs import load_pairs
 from road_interp.cli.app import main_of
+from road_interp.errors import InputError
 from road_interp.measure.intervals import mean_interval, value_interval
 from road_interp.plots import export
 from road_interp.results import Result
@@ -60,11 +61,18 @@ def model_and_pairs(settings: Settings) -> tuple[Any, Splits]:
     return model, load_pairs(settings.task, tokenizer, settings.pairs, settings.seed, templates, PREFIX)
 
 
+def place_of(settings: Settings) -> tuple[int, str]:
+    """The layer and the span that the interchange acts on. Raises InputError for a task without a span of its own."""
+    if settings.task not in SPANS:
+        raise InputError(f"task '{settings.task}': the tasks of this study are {', '.join(SPANS)}; the study causalgym has all")
+    return settings.layer, SPANS[settings.task]
+
+
 def measure_controls(piece: Piece) -> ControlReport:
     chosen = piece.recipe
     model, splits = model_and_pairs(chosen)
     tokenizer = language_model(chosen.model)[1]
-    place = chosen.layer, SPANS[chosen.task]
+    place = place_of(chosen)
     return controls(model, tokenizer, splits, *place, seed=chosen.seed, steps=chosen.steps, progress=piece.progress)
 
 
@@ -79,7 +87,7 @@ def measure_scan(piece: Piece) -> ScanReport:
 def measure_depth(piece: Piece) -> DepthReport:
     chosen = piece.recipe
     model, splits = model_and_pairs(chosen)
-    place = chosen.layer, SPANS[chosen.task]
+    place = place_of(chosen)
     return depth_by_rows(model, splits, *place, seed=chosen.seed, steps=chosen.steps, progress=piece.progress)
 
 

@@ -226,10 +226,10 @@ RATES_STUDY = Study(
     conditions={
         f"{model}_{method}": Condition(
             f"{model}, {method}",
-            (f"model={model}", f"method={method}", "texts=2000", *(() if model == "minilm" else (f"rates={list(GRIDS[model])}",))),
+            (f"model={model}", f"method={method}", "texts=2000", *((f"rates={list(grid)}",) if model != "minilm" else ())),
             seeds=1,
         )
-        for model in MODELS
+        for model, grid in GRIDS.items()
         for method in METHODS
     },
     measure=measure_rates,

@@ -96,9 +96,9 @@ def check_folder(folder: Path) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The text in `path`. Raises InputError for a file that cannot be read or is not UTF-8."""
+    """The text in `path`, without a byte order mark. Raises InputError for a file that cannot be read or is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"'{path}' does not exist") from None
     except OSError as error:

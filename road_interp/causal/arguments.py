@@ -46,8 +46,8 @@ def warn_of_soft_mask(function: str, interchange: object) -> None:
 
 
 def check_language_model(function: str, model: Any) -> None:
-    """Raise InputError unless `model` is a transformers model with a head over the vocabulary, not a wrapper of one, and without
-    rotations that differ by row: texts are run once each, by length."""
+    """Raise InputError unless `model` is a transformers decoder with a head over the vocabulary, not a wrapper of one, and
+    without rotations that differ by row: texts are run once each, by length."""
     check_model(function, model)
     if isinstance(model, IntervenableModel):
         raise InputError(
@@ -59,6 +59,11 @@ def check_language_model(function: str, model: Any) -> None:
         raise InputError(
             f"{function} needs a causal language model; {type(model).__name__} has no head over the vocabulary: load it "
             'with load_model(id, "causal-lm")'
+        )
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise InputError(
+            f"{function} needs a model that continues its text; {type(model).__name__} is an encoder and decoder, which answer "
+            "in a text of their own"
         )
     if (context := shared_context(model)) is not None and context.by_row:
         raise InputError(

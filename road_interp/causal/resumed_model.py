@@ -104,6 +104,11 @@ class ResumedModel:
             stack.callback(block.register_forward_hook(after_block).remove)
             stack.callback(self.module.register_forward_hook(after_site).remove)
             logits = self._last_logits(ids, lengths, cache=cache)
+        if "leaving" not in captured:
+            raise InputError(
+                f"site '{self.site.name}': {type(self.model).__name__} does not call this module, so that nothing would be "
+                "exchanged: give one of find_sites(model, ...)"
+            )
         missing = ids.shape[1] - captured["entering"].shape[1]
         entering, leaving = (functional.pad(captured[key], (0, 0, 0, missing)) for key in ("entering", "leaving"))
         return entering, leaving, logits

@@ -30,7 +30,14 @@ class Selection:
     redraw: Annotated[bool, typer.Option("--redraw", help="draw existing results without measuring")] = False
     results: Annotated[Path, typer.Option(help="folder of the results")] = Path("results")
     runs: Annotated[Path, typer.Option(help="parent of the run folders")] = Path("runs/studies")
-    out: Annotated[Path, typer.Option(help="folder for the figures")] = Path("figures")
+    out: Annotated[Path | None, typer.Option(help="folder for the figures; by default figures, with --quick figures/quick")] = (
+        None
+    )
+
+    @property
+    def figures(self) -> Path:
+        """The folder for the figures. Those of meaningless numbers do not replace others."""
+        return self.out or Path("figures/quick" if self.quick else "figures")
 
 
 @app.command()
@@ -54,7 +61,7 @@ def study(
     elif name is not None:
         _run(name, _options(selection, overrides), selection, as_json)
     elif selection.redraw:
-        _redraw(_options(selection, overrides), selection.out, as_json)
+        _redraw(_options(selection, overrides), selection.figures, as_json)
     else:
         raise InputError("name a study, list them with --list, or draw all that have results with --redraw")
 
@@ -73,7 +80,7 @@ def _run(name: str, options: StudyOptions, selection: Selection, as_json: bool) 
         with progress_bar() as update:
             report = run_study(chosen, options, update)
     with waiting("drawing"):
-        paths = draw_study(chosen, report, options, selection.out)
+        paths = draw_study(chosen, report, options, selection.figures)
         sentence, numbers = chosen.describe(report)
     if as_json:
         print(json.dumps({"sentence": sentence, "numbers": dict(numbers), "figures": [str(path) for path in paths]}))

@@ -34,9 +34,7 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
     Raises:
         InputError: an unknown condition, a file that is not a result of this study, or no pieces at all.
     """
-    if unknown := [slug for slug in options.only if slug not in study.conditions]:
-        hint = did_you_mean(unknown[0], study.conditions, "the conditions are")
-        raise InputError(f"study '{study.name}' has no condition '{unknown[0]}'; {hint}")
+    _check_conditions(study, options)
     chosen = options.only or _measurable(study, options)
     _warn_of_replaced(study, chosen, options)
     for slug in chosen:
@@ -62,10 +60,18 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
 
 
 def read_study(study: Study, options: StudyOptions) -> Result:
-    """The report of the stored pieces. Raises InputError as `stored_pieces` and `report_of`."""
+    """The report of the stored pieces. Raises InputError for an unknown condition, and as `stored_pieces` and `report_of`."""
+    _check_conditions(study, options)
     pieces = stored_pieces(study, options)
     _warn_of_replaced(study, pieces, options)
     return report_of(study, pieces, options)
+
+
+def _check_conditions(study: Study, options: StudyOptions) -> None:
+    """Raise InputError for the name of a condition that the study does not have."""
+    if unknown := [slug for slug in options.only if slug not in study.conditions]:
+        hint = did_you_mean(unknown[0], study.conditions, "the conditions are")
+        raise InputError(f"study '{study.name}' has no condition '{unknown[0]}'; {hint}")
 
 
 def report_of(study: Study, pieces: Pieces, options: StudyOptions) -> Result:

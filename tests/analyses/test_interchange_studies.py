@@ -346,3 +346,12 @@ def test_entities_need_a_folder(capsys, monkeypatch, tmp_path):
     code, _, err = run(capsys, monkeypatch, "study", "variables", "--only", "smollm2_city_1")
     assert code == 2
     assert "entities 'city' need ravel=FOLDER" in err.splitlines()[-1]
+
+
+def test_a_task_without_a_span_of_its_own(capsys, monkeypatch, tiny_language_model, tmp_path):
+    built_in = json.loads((ROOT / "road_interp" / "causal" / "templates.json").read_text())
+    (tmp_path / "tasks.json").write_text(json.dumps({"filler_gap": built_in["agreement"]}))
+    given = ("task=filler_gap", f"templates={tmp_path / 'tasks.json'}", "--quick", "--results", str(tmp_path))
+    code, _, err = run(capsys, monkeypatch, "study", "depth", *given)
+    assert code == 2
+    assert "task 'filler_gap': the tasks of this study are agreement, gender" in err.splitlines()[-1]

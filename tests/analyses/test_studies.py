@@ -197,6 +197,7 @@ def test_conditions_that_the_inputs_do_not_hold_are_left_out(tmp_path):
     [
         (["drft"], "no study 'drft'; did you mean 'drift'?"),
         (["capacity", "--only", "road-1"], "study 'capacity' has no condition 'road-1'; did you mean 'road_1'?"),
+        (["capacity", "--redraw", "--only", "road-1"], "study 'capacity' has no condition 'road-1'; did you mean 'road_1'?"),
         (["capacity", "training.max_step=2"], "unknown key 'training.max_step'; did you mean 'training.max_steps'?"),
         (["cost", "size=2"], "unknown key 'size'"),
         (["parameter-share", "model=bert"], "'model' must be one of minilm, mpnet, smollm2, gemma-3-270m"),
@@ -333,3 +334,13 @@ def test_a_page_of_some_studies_escapes_what_they_say(known, command, tmp_path, 
     assert "<code>road-interp study small --only plain --only longer</code>" in page
     assert page.index("What is there?") < page.index("What there is.") < page.index("What it cannot show: It measures nothing.")
     assert "<td>longer</td><td>0</td>" in page
+
+
+def test_figures_of_quick_settings_do_not_replace_others(known, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(study_module, "studies", lambda: known)
+    monkeypatch.setitem(known, "small", small_study([]))
+    monkeypatch.chdir(tmp_path)
+    for quick in ([], ["--quick"]):
+        assert run(capsys, monkeypatch, "study", "small", *quick)[0] == 0
+        _, out, _ = run(capsys, monkeypatch, "study", "--redraw", *quick, "--json")
+        assert json.loads(out)["page"] == str(Path("figures", *(each.strip("-") for each in quick), "index.html"))

@@ -10,7 +10,7 @@ from dataclasses import is_dataclass, replace
 import pytest
 import torch
 
-from helpers.models import random_adapter
+from helpers.models import random_adapter, tiny_model
 from road_interp import causal
 from road_interp.causal.counterfactuals import Splits
 from road_interp.errors import InputError
@@ -39,6 +39,11 @@ def test_another_first_argument_is_refused(function):
     for wrong, name in ((object(), "object"), (5.0, "float")):
         with pytest.raises(InputError, match=rf"causal.{function.__name__} needs .*not {name}: give "):
             function(wrong, *[None] * (len(positional) - 1), **by_name)
+
+
+def test_a_model_that_answers_in_a_text_of_its_own(taught):
+    with pytest.raises(InputError, match="InterchangeRuns needs .*T5ForConditionalGeneration is an encoder and decoder"):
+        causal.InterchangeRuns(tiny_model("T5", "seq2seq"), taught[1], 0, "name")
 
 
 def test_an_interchange_of_another_width_or_kind(runs):

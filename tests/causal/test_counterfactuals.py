@@ -153,6 +153,13 @@ def test_a_line_of_a_file_ends_at_its_line_feed(tmp_path):
     assert read_pairs(tmp_path / "pairs.jsonl") == [pair]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    """Editors on Windows write it at the beginning of a file."""
+    pair = Pair("One", "Two", " is", " are")
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair._asdict()) + "\n", encoding="utf-8-sig")
+    assert read_pairs(tmp_path / "pairs.jsonl") == [pair]
+
+
 def test_forms_of_a_noun_count_as_one_word(tokenizer):
     pairs = load_pairs("agreement", tokenizer, (200, 1, 1)).train
     words, clusters = pairs.words["subject"], pairs.clusters("subject")

@@ -548,6 +548,10 @@ def test_wrong_places_are_refused(taught):
     for module, layer in (("model.layers.0.mlp", 1), ("model.layers.1", 2), ("model.norm", 0)):
         with pytest.raises(InputError, match=f"site '{module}': the module is not in block {layer} of LlamaForCausalLM"):
             InterchangeRuns(model, pairs, Site(module, 32, layer), "name")
+    model.model.layers[0].idle = torch.nn.Identity()
+    with pytest.raises(InputError, match="site 'model.layers.0.idle': LlamaForCausalLM does not call this module"):
+        InterchangeRuns(model, pairs, Site("model.layers.0.idle", 32, 0), "name")
+    del model.model.layers[0].idle
     for kind in (InterchangeReport, ScanReport):
         refused = {"{": "not valid JSON", "{}": "'task' is missing", "[]": f"the JSON of {kind.__name__} must hold one object"}
         for text, message in refused.items():

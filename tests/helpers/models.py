@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.sites.site import Site
@@ -57,7 +63,12 @@ CONFIGS = {
         "patch_size": 8,
     },
 }
-HEADS = {"backbone": AutoModel, "causal-lm": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
+HEADS = {
+    "backbone": AutoModel,
+    "causal-lm": AutoModelForCausalLM,
+    "seq2seq": AutoModelForSeq2SeqLM,
+    "classifier": AutoModelForSequenceClassification,
+}
 
 
 def tiny_model(architecture: str, head: str = "backbone", seed: int = 0, **options: object) -> PreTrainedModel:
