@@ -103,7 +103,8 @@ def disentangle_over_seeds(
     """Mean over seeds of a method's disentangle, or of its paired difference from `other`, with its 95% interval.
 
     Clusters of entities are left out one after another, in all seeds at once, whose test entities may be the same. The interval
-    is that of these trainings: other seeds are not part of it.
+    is that of these trainings: other seeds are not part of it. All are NaN where a cell of a seed has no pairs, as `without` can
+    leave them.
 
     Raises InputError for no comparisons, comparisons that differ in more than the seed, and a duplicate seed.
     """
@@ -123,6 +124,8 @@ def disentangle_over_seeds(
         cells += [f"{number}: {cell}" for cell in each.cells]
         of_seed = cell_weights(each.variables).items()
         weights |= {f"{number}: {cell}": weight / len(comparisons) for cell, weight in of_seed}
+    if not weights.keys() <= set(cells):
+        return nan, nan, nan
     low, high = mean_interval(np.array(outcomes), clusters, cells, weights, paired=other is not None)
     values = [each.of(method).disentangle - (0 if other is None else each.of(other).disentangle) for each in comparisons]
     return float(np.mean(values)), low, high

@@ -210,6 +210,8 @@ def test_the_most_frequent_group_and_the_scores_without_it(known):
         found.without("lagon")
     one_cell = replace(found, clusters=tuple(("x", "x") if cell == found.cells[0] else ("y", "y") for cell in found.cells))
     assert np.isnan([one_cell.without("x").of("deep RoAd").disentangle, *one_cell.without("x").of("deep RoAd").interval]).all()
+    for kept in (one_cell.without("x"), replace(found, clusters=tuple(("x", "y") for _ in found.cells)).without("x")):
+        assert np.isnan(disentangle_over_seeds([kept], "deep RoAd", "no swap")).all()
 
 
 @pytest.fixture
