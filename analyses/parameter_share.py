@@ -21,7 +21,7 @@ from road_interp.plots import export
 from road_interp.plots.parameter_share import READABLE
 from road_interp.plots.style import counted
 from road_interp.recipes.loader import load_recipe
-from road_interp.recipes.schema import ModelRecipe
+from road_interp.recipes.schema import ModelRecipe, TrainingRecipe
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2, is_here, readable_name
 from road_interp.training.method_outcomes import train_method
@@ -81,6 +81,12 @@ class Settings:
         for key, known in (("model", MODELS), ("task", TASKS)):
             if getattr(self, key) not in known:
                 raise FieldError(key, f"must be one of {', '.join(known)}")
+
+    @property
+    def training(self) -> TrainingRecipe:
+        """How the recipe trains, whose precision is recorded."""
+        recipe: Any = load_recipe("sentiment-minilm", self.more)
+        return recipe.training
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,8 @@ def test_parameter_share(known, command, monkeypatch, tmp_path):
     assert (entailment.id, entailment.validation, entailment.filter) == (f"{glue}/RTE/train.tsv", f"{glue}/RTE/dev.tsv", {})
     assert (entailment.text, entailment.text_pair, entailment.per_class) == ("sentence1", "sentence2", None)
     assert [Path(path).stem for path in told["figures"]] == ["parameter-share-rotten-tomatoes", "parameter-share-rte"]
+    recorded = json.loads((tmp_path / "results" / "MANIFEST.json").read_text())
+    assert {entry["precision"] for entry in recorded.values()} <= {"bf16", "fp32"}
     (name,) = [row for row in told["numbers"] if row.endswith("RTE, road_1 (0.100%) minus full fine-tuning")]
     assert told["numbers"][name].startswith("0.333")
     assert [value for row, value in told["numbers"].items() if row.endswith("RTE, full (0.100%), by seed")] == ["0.333, 0.333"]
