@@ -26,7 +26,7 @@ from road_interp.files import read_json_object
 SplitName = Literal["train", "val", "test"]
 SPLITS = get_args(SplitName)
 SLOT = "%s"  # the place of the entity in a prompt
-OPENS = ('"', "(", "'", "/", "\n", "\t")  # a prompt that ends with one of these is continued without a space
+OPENS = tuple("\"'`“‘«([{/\n\t")  # a prompt that ends with one of these is continued without a space
 
 
 class Question(NamedTuple):

@@ -298,6 +298,7 @@ def test_a_question_has_one_place_for_the_entity(taught_things, task, tokenizer,
             use()
 
 
-def test_an_answer_on_a_new_line_has_no_space_in_front():
-    task = EntityTask("city", {"Oslo": {"country": "Norway"}}, {"country": ("Country of %s:\n", "%s in")}, {"Oslo": "train"})
+@pytest.mark.parametrize("end", ["\n", '"', "“", "`", "[", "{", "("])
+def test_an_answer_on_a_new_line_or_in_quotes_has_no_space_in_front(end):
+    task = EntityTask("city", {"Oslo": {"country": "Norway"}}, {"country": (f"Country of %s: {end}", "%s in")}, {"Oslo": "train"})
     assert [task.answer(question) for question in task.questions()] == ["Norway", " Norway"]
