@@ -14,9 +14,9 @@ from road_interp import plots
 from road_interp.cli.app import main_of
 from road_interp.measure.capacity import CapacityPoint, CapacityReport
 from road_interp.plots import export
-from road_interp.training.fine_tuning import LEARNING_RATES, train_baseline
+from road_interp.training.fine_tuning import train_baseline
 from road_interp.training.study import QUICK_CLASSIFICATION, Condition, Described, Piece, Pieces, Study, with_interval
-from road_interp.training.study_runs import run_of
+from road_interp.training.study_runs import baseline_rate, run_of
 
 TASK = "rotten-tomatoes"
 
@@ -28,13 +28,14 @@ def rotation(piece: Piece, family: str, name: str) -> CapacityReport:
 
 
 def low_rank(piece: Piece, rank: int) -> CapacityReport:
-    rate = LEARNING_RATES["lora"]
+    rate = baseline_rate(piece.recipe, "lora")
     scores = train_baseline(piece.recipe, "lora", seed=piece.seed, learning_rate=rate, rank=rank)[1]
     return point(piece, "LoRA, rank", f"rank {rank}", scores["parameters"]["trained"], scores)
 
 
 def full(piece: Piece) -> CapacityReport:
-    scores = train_baseline(piece.recipe, "full", seed=piece.seed, learning_rate=LEARNING_RATES["full"])[1]
+    rate = baseline_rate(piece.recipe, "full")
+    scores = train_baseline(piece.recipe, "full", seed=piece.seed, learning_rate=rate)[1]
     return point(piece, "full fine-tuning", "all weights", scores["parameters"]["trained"], scores)
 
 

@@ -30,7 +30,7 @@ from road_interp.measure.drift_sums import Mean
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.plots import export
 from road_interp.training.composition_baselines import divided_by_seed
-from road_interp.training.fine_tuning import LEARNING_RATES, train_baseline
+from road_interp.training.fine_tuning import train_baseline
 from road_interp.training.study import (
     QUICK_CLASSIFICATION,
     QUICK_GENERATION,
@@ -42,7 +42,7 @@ from road_interp.training.study import (
     settings_hash,
     with_interval,
 )
-from road_interp.training.study_runs import run_of
+from road_interp.training.study_runs import baseline_rate, run_of
 
 PRETRAINED, NULL = "pretrained", "pretrained against itself"
 NAMES = {"full": "full fine-tuning", "lora": "LoRA, rank 8", "road_1": "road_1"}
@@ -59,7 +59,7 @@ def model_of(piece: Piece, method: str, seed: int) -> tuple[Any, dict[str, Any]]
         return run.load_model(), run.metrics
     recipe = replace(piece.recipe, seed=seed)
     if (key := settings_hash(recipe, method)) not in BASELINES:
-        BASELINES[key] = train_baseline(recipe, method, seed=seed, learning_rate=LEARNING_RATES[method])
+        BASELINES[key] = train_baseline(recipe, method, seed=seed, learning_rate=baseline_rate(recipe, method))
     return BASELINES[key]
 
 

@@ -9,11 +9,12 @@ from typing import Any
 from road_interp.errors import InputError
 from road_interp.files import check_folder, locked
 from road_interp.models.loading import load_model, load_tokenizer
-from road_interp.recipes.loader import load_stored_recipe
-from road_interp.recipes.schema import TrainableRecipe
+from road_interp.recipes.loader import load_recipe, load_stored_recipe
+from road_interp.recipes.schema import ClassificationRecipe, TrainableRecipe
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import METRICS, RECIPE
 from road_interp.training.api import train
+from road_interp.training.fine_tuning import LEARNING_RATES, Method
 from road_interp.training.study import Piece, settings_hash
 from road_interp.training.study_inputs import model_digest
 
@@ -49,6 +50,13 @@ def train_once(recipe: TrainableRecipe, folder: Path) -> Run:
     run = Run.load(folder)
     run.check_data()
     return run
+
+
+def baseline_rate(recipe: ClassificationRecipe, method: Method) -> float:
+    """The learning rate of a baseline: that of LEARNING_RATES, unless an override has changed the one of sentiment-minilm."""
+    built_in: Any = load_recipe("sentiment-minilm")
+    rate = recipe.training.learning_rate
+    return LEARNING_RATES[method] if rate == built_in.training.learning_rate else rate
 
 
 @cache

@@ -200,13 +200,14 @@ def test_studies_that_share_quick_runs_train_them_alike(known):
 
 
 def test_capacity(known, command, monkeypatch, tmp_path):
-    script, trained = script_of(known["capacity"]), []
+    script, trained, rates = script_of(known["capacity"]), [], set()
 
     def scores(accuracy, **parameters):
         return {"test": {"accuracy": accuracy, "examples": 40}, "parameters": {**parameters, "percent of backbone": 0.1}}
 
     def baseline(recipe, method, *, seed, learning_rate, rank=8):
         trained.append((method, rank if method == "lora" else None))
+        rates.add((method, learning_rate))
         return None, scores(0.9 if rank == 16 else 0.7, trained=10)
 
     def rotated(piece):
@@ -233,6 +234,10 @@ def test_capacity(known, command, monkeypatch, tmp_path):
     assert trained == [("road_1", "fc1", None, "both")]
     names = [point.name for point in CapacityReport.load(tmp_path / "figures" / "capacity.json").points]
     assert names == ["road_4", "fc1", "rank 4"]
+    assert rates == {("lora", 1e-3), ("full", 1e-4)}
+    rates.clear()  # an override holds for all methods
+    command("capacity", "--quick", "training.learning_rate=0.005", "--only", "lora-4", "--only", "full")
+    assert rates == {("lora", 0.005), ("full", 0.005)}
 
 
 def test_stored_points_of_the_capacity_have_the_names_of_their_conditions(known):
