@@ -28,7 +28,7 @@ from road_interp.causal.methods import DAS, STACKED
 from road_interp.causal.template_pairs import load_pairs
 from road_interp.cli.app import main_of
 from road_interp.errors import InputError
-from road_interp.measure.intervals import mean_interval, value_interval
+from road_interp.measure.intervals import mean_interval, mean_of_seeds, value_interval
 from road_interp.plots import export
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2
@@ -172,6 +172,9 @@ def describe_controls(found: ControlStudy) -> Described:
                 rows.append((f"{task}, {method}, divergence elsewhere", f"{elsewhere:.4f}"))
         for method, over in ((STACKED, DAS), (STACKED, "full swap"), (DAS, "full swap")):
             rows.append((f"{task}, {method} minus {over}", with_interval(found.accuracy(task, method, over), 4)))
+            if len(reports) > 1:
+                each = [report.of(method).accuracy - report.of(over).accuracy for report in reports]
+                rows.append((f"{task}, {method} minus {over}, over divisions", with_interval(mean_of_seeds(each), 4)))
         for method in (STACKED, DAS):
             row = reports[0].of(method)
             if row.effective is not None:  # as in results of 0.1.0

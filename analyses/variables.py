@@ -49,6 +49,7 @@ from road_interp.causal.variables_comparison import (
 from road_interp.cli.app import main_of
 from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically
+from road_interp.measure.intervals import mean_of_seeds
 from road_interp.plots import export
 from road_interp.recipes.schema import ModelRecipe
 from road_interp.results import Result
@@ -320,6 +321,11 @@ def describe(found: VariablesStudy) -> Described:
                 rows.append((f"{name_of(seeds[0])}, {method}, cause and isolation", parts_of(seeds, method)))
                 if trained := seeds[0].of(method).parameters:
                     rows.append((f"{name_of(seeds[0])}, {method}, trained values", f"{trained:,}"))
+        for method in (DEEP, SHARED):
+            if losses := losses_of(seeds, method):
+                rows.append(
+                    (f"{name_of(seeds[0])}, {method}, training loss by seed", ", ".join(f"{each:.2f}" for each in losses))
+                )
         if seeds[0].coordinates == SHOWN:
             rows += frequent_clusters(seeds)
         for method, other in COMPARED:
@@ -328,7 +334,8 @@ def describe(found: VariablesStudy) -> Described:
     sentence = (
         "Disentangle, the mean of cause and isolation over variables, on unseen entities, with the 95% interval over clusters of "
         "entities (nouns with all their forms, countries with their cities), for the trainings of these seeds; differences on "
-        "the same pairs. The test nouns are 8, so few that their intervals may be too narrow."
+        "the same pairs. Rows over seeds have the interval of the seeds' means instead (Student's t), which holds for other "
+        "trainings, too. The test nouns are 8, so few that their intervals may be too narrow."
     )
     return sentence, rows
 
@@ -341,6 +348,8 @@ def values_of(seeds: Sequence[VariablesComparison], method: str, other: str | No
     if len(seeds) > 1:
         each = [one.of(method).disentangle - (0 if other is None else one.of(other).disentangle) for one in seeds]
         rows.append((f"{name}, by seed", ", ".join(f"{value:.3f}" for value in each)))
+        if other is not None:
+            rows.append((f"{name}, over seeds", with_interval(mean_of_seeds(each))))
     return rows
 
 
@@ -351,6 +360,12 @@ def disentangle_of(seeds: Sequence[VariablesComparison], method: str, other: str
     """
     value, low, high = disentangle_over_seeds(seeds, method, other)
     return (value, value, value) if method == NO_SWAP else (value, low, high)
+
+
+def losses_of(seeds: Sequence[VariablesComparison], method: str) -> list[float]:
+    """The loss of a method's last tenth of steps (nats) of every seed, at the rate that validation chose; none for another method."""
+    tried = [[trial for trial in one.trials if trial.method == method] for one in seeds]
+    return [max(of_seed, key=lambda trial: (trial.validation, -trial.rate)).loss for of_seed in tried if of_seed]
 
 
 def parts_of(seeds: Sequence[VariablesComparison], method: str) -> str:
@@ -419,8 +434,8 @@ VARIABLES = Study(
     title="Several variables in one state",
     question="Can one rotation hold several variables in disjoint coordinates as well as a trained low-rank subspace does?",
     caveat=(
-        "Small models, one block each, and one to three seeds; of Gemma-3-270M the cities with few numbers of coordinates, and "
-        "four methods where it is not 16. Comparisons are not corrected for their number, and that two methods are not told "
+        "Small models, one block each, and one to three seeds; learning rates are those chosen with 16 coordinates. Of "
+        "Gemma-3-270M the cities alone, and four methods where it is not 16. Comparisons are not corrected for their number, and that two methods are not told "
         "apart does not make them equal."
     ),
     conditions={

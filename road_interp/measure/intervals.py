@@ -68,9 +68,15 @@ def mean_over_divisions(
     mean, low, high = mean_over_seeds(outcomes, seeds, paired)
     if seeds < 2:
         return mean, low, high
-    means = np.asarray(outcomes, dtype=float).reshape(seeds, -1).mean(1)
-    half = float(stats.t.ppf(0.975, seeds - 1) * means.std(ddof=1) / seeds**0.5)
-    return mean, max(min(low, mean - half), -1.0 if paired else 0.0), min(max(high, mean + half), 1.0)
+    _, lowest, highest = mean_of_seeds(np.asarray(outcomes, dtype=float).reshape(seeds, -1).mean(1))
+    return mean, max(min(low, lowest), -1.0 if paired else 0.0), min(max(high, highest), 1.0)
+
+
+def mean_of_seeds(values: Sequence[float] | Float[np.ndarray, " seeds"]) -> tuple[float, float, float]:
+    """Mean of the values of two seeds or more, with its 95% interval by Student's t."""
+    given = np.asarray(values, dtype=float)
+    mean, half = given.mean(), stats.t.ppf(0.975, len(given) - 1) * given.std(ddof=1) / len(given) ** 0.5
+    return float(mean), float(mean - half), float(mean + half)
 
 
 def bootstrap_means(values: Shaped[np.ndarray, "rows examples"]) -> Float[np.ndarray, "rows draws"]:

@@ -25,7 +25,7 @@ from road_interp.causal.noun_task import number_and_gender
 from road_interp.causal.variables import cell_weights
 from road_interp.causal.variables_comparison import VariablesComparison, disentangle_over_seeds
 from road_interp.errors import InputError
-from road_interp.measure.intervals import mean_interval, value_interval
+from road_interp.measure.intervals import mean_interval, mean_of_seeds, value_interval
 from road_interp.progress import silent
 from road_interp.training import study_runs
 from road_interp.training.study import Piece, with_interval
@@ -177,6 +177,20 @@ def test_no_swap_has_no_interval_in_the_figure_either(known, monkeypatch, tmp_pa
     study.draw(study.report({"smollm2_physical_object_16": [found]}), tmp_path)
     assert drawn["no swap"] == (0.5, 0.5, 0.5)
     assert drawn["deep RoAd"] == pytest.approx((found.of("deep RoAd").disentangle, *found.of("deep RoAd").interval))
+
+
+def test_differences_have_the_interval_of_other_trainings_too(known):
+    script = script_of(known["variables"])
+    found = [VariablesComparison.load(RESULTS / f"variables/smollm2_physical_object_16/seed-{seed}.json") for seed in range(3)]
+    rows = dict(script["values_of"](found, "stacked RoAd", "multi-task DAS"))
+    name = "SmolLM2-135M, physical object, 16 per variable, stacked RoAd minus multi-task DAS"
+    each = [one.of("stacked RoAd").disentangle - one.of("multi-task DAS").disentangle for one in found]
+    assert rows[f"{name}, over seeds"] == with_interval(mean_of_seeds(each))
+    assert len(script["values_of"](found[:1], "stacked RoAd", "multi-task DAS")) == 1
+    assert script["losses_of"](found, "deep RoAd") == [
+        next(trial.loss for trial in one.trials if (trial.method, trial.rate) == ("deep RoAd", 0.1)) for one in found
+    ]
+    assert script["losses_of"](found, "full swap") == []
 
 
 def test_every_rotation_is_compared_with_multi_task_das(known):

@@ -11,6 +11,7 @@ from road_interp.measure.intervals import (
     bootstrap_means,
     joined_seeds,
     mean_interval,
+    mean_of_seeds,
     mean_over_divisions,
     mean_over_seeds,
     value_interval,
@@ -244,6 +245,7 @@ def test_divisions_have_the_wider_interval_of_both_designs():
     half = stats.t.ppf(0.975, 2) * means.std(ddof=1) / 3**0.5
     apart = mean_over_divisions(drawn.ravel(), 3)
     assert apart == pytest.approx((means.mean(), means.mean() - half, means.mean() + half))
+    assert mean_of_seeds(means) == pytest.approx(apart)
     assert apart[1] < crossed[1] < crossed[2] < apart[2]
     alike = np.tile(drawn[0], 5)  # the same examples in every seed: they are what varies
     assert mean_over_divisions(alike, 5) == mean_over_seeds(alike, 5)
