@@ -322,10 +322,8 @@ def describe(found: VariablesStudy) -> Described:
                 if trained := seeds[0].of(method).parameters:
                     rows.append((f"{name_of(seeds[0])}, {method}, trained values", f"{trained:,}"))
         for method in (DEEP, SHARED):
-            if losses := losses_of(seeds, method):
-                rows.append(
-                    (f"{name_of(seeds[0])}, {method}, training loss by seed", ", ".join(f"{each:.2f}" for each in losses))
-                )
+            if losses := [f"{each:.2f}" for each in losses_of(seeds, method)]:
+                rows.append((f"{name_of(seeds[0])}, {method}, training loss by seed", ", ".join(losses)))
         if seeds[0].coordinates == SHOWN:
             rows += frequent_clusters(seeds)
         for method, other in COMPARED:
@@ -363,7 +361,7 @@ def disentangle_of(seeds: Sequence[VariablesComparison], method: str, other: str
 
 
 def losses_of(seeds: Sequence[VariablesComparison], method: str) -> list[float]:
-    """The loss of a method's last tenth of steps (nats) of every seed, at the rate that validation chose; none for another method."""
+    """The loss of the last tenth of steps (nats) of every seed, at the rate that validation chose; none if nothing is trained."""
     tried = [[trial for trial in one.trials if trial.method == method] for one in seeds]
     return [max(of_seed, key=lambda trial: (trial.validation, -trial.rate)).loss for of_seed in tried if of_seed]
 
@@ -435,8 +433,8 @@ VARIABLES = Study(
     question="Can one rotation hold several variables in disjoint coordinates as well as a trained low-rank subspace does?",
     caveat=(
         "Small models, one block each, and one to three seeds; learning rates are those chosen with 16 coordinates. Of "
-        "Gemma-3-270M the cities alone, and four methods where it is not 16. Comparisons are not corrected for their number, and that two methods are not told "
-        "apart does not make them equal."
+        "Gemma-3-270M the cities alone, and four methods where it is not 16. Comparisons are not corrected for their number, and "
+        "that two methods are not told apart does not make them equal."
     ),
     conditions={
         f"{model}_{entities}_{count}": condition(model, entities, count, (model, entities) != ("smollm2", NOUNS))

@@ -79,9 +79,14 @@ def test_log_odds_of_controls_have_intervals_over_words(known, command, tiny_lan
     second = replace(report, seed=1)
     mean, *both = script["ControlStudy"]({"agreement": (report, second)}).log_odds("agreement", DAS)
     assert (mean, *both) == pytest.approx((full.mean(), *value_interval(full, report.words)), abs=2e-4)
-    older = replace(report, rows=tuple(replace(row, log_odds_by_pair=()) for row in report.rows))
+    told = dict(script["describe_controls"](script["ControlStudy"]({"agreement": (report, second)}))[1])
+    apart = report.of(STACKED).accuracy - report.of(DAS).accuracy
+    assert told[f"agreement, {STACKED} minus {DAS}, over divisions"] == with_interval((apart, apart, apart), 4)
+    assert f"agreement, {DAS}, trained values with effect" in told
+    older = replace(report, rows=tuple(replace(row, log_odds_by_pair=(), effective=None) for row in report.rows))
     told = dict(script["describe_controls"](script["ControlStudy"]({"agreement": (older,)}))[1])
     assert told[f"agreement, {DAS}, selectivity"] == f"{report.selectivity(DAS):.2f}"
+    assert not [name for name in told if name.endswith("with effect")]
 
 
 def test_scan_and_depth_of_an_interchange(command, tiny_language_model, tmp_path):
