@@ -171,6 +171,9 @@ def describe(found: CompositionStudy) -> Described:
         rows += differences_of(f"{name} minus planes", each, divided.get((each.model, each.tasks), each))
         if FASTER in slug:
             rows += differences_of(f"{name} minus planes at that rate", each, found.reports.get(MAIN + FASTER, each))
+    always, own = (found.reports.get(slug) for slug in ("planes_coact-1", "undivided_own-loss"))
+    if always and own:  # whose examples all leave out the other task's tokens
+        rows += differences_of(f"{name_of(own)} minus planes, co-activation 1", own, always)
     rows += adapters_by_name(found)
     first = next(iter(found.reports.values()))
     sentence = (

@@ -432,9 +432,9 @@ VARIABLES = Study(
     title="Several variables in one state",
     question="Can one rotation hold several variables in disjoint coordinates as well as a trained low-rank subspace does?",
     caveat=(
-        "Small models, one block each, and one to three seeds; learning rates are those chosen with 16 coordinates. Of "
-        "Gemma-3-270M the cities alone, and four methods where it is not 16. Comparisons are not corrected for their number, and "
-        "that two methods are not told apart does not make them equal."
+        "Small models, one block each, one to three seeds, and learning rates chosen with 16 coordinates. Of Gemma-3-270M the "
+        "cities alone, and four methods where it is not 16. Comparisons are not corrected for their number, and that two methods "
+        "are not told apart does not make them equal."
     ),
     conditions={
         f"{model}_{entities}_{count}": condition(model, entities, count, (model, entities) != ("smollm2", NOUNS))
