@@ -22,8 +22,10 @@ def check_model(function: str, model: object) -> None:
 
 
 def check_tokenizer(function: str, tokenizer: object) -> None:
-    """Raise InputError unless `tokenizer` is a tokeniser of transformers."""
+    """Raise InputError unless `tokenizer` is a tokeniser of transformers that returns offsets."""
     check_argument(function, tokenizer, PreTrainedTokenizerBase, "load_tokenizer(id)")
+    if not tokenizer.is_fast:  # type: ignore[attr-defined]
+        raise InputError(f"{function}: {type(tokenizer).__name__} does not return token offsets; load the fast tokeniser")
 
 
 def check_reads_source(interchange: object) -> None:
@@ -110,6 +112,8 @@ def check_interchange(function: str, interchange: Any, base: Tensor, source: Ten
     try:
         with torch.no_grad():
             state = interchange(base.clone(), source.clone(), **options)  # it may write into them
+    except torch.OutOfMemoryError:
+        raise
     except (InputError, RuntimeError, TypeError, IndexError) as error:
         if "unexpected keyword argument 'subspaces'" in str(error):
             raise InputError(

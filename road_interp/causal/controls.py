@@ -11,10 +11,10 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
-from road_interp.causal.arguments import check_model, check_tokenizer
+from road_interp.causal.arguments import check_model, check_numbers, check_tokenizer
 from road_interp.causal.counterfactuals import Splits, check_splits
 from road_interp.causal.directions import mean_difference, probe_direction, swap_along
-from road_interp.causal.interchange_runs import Interchange, InterchangeRuns, full_swap, no_swap
+from road_interp.causal.interchange_runs import Interchange, InterchangeRuns, full_swap, in_evaluation, no_swap
 from road_interp.causal.methods import DAS, PLANES, STACKED, learning_rates, methods, train_method
 from road_interp.models.seeding import seeded
 from road_interp.models.subspace_interchange import SubspaceInterchange
@@ -146,8 +146,10 @@ def divergences(runs: InterchangeRuns, swaps: Mapping[str, Interchange]) -> dict
     for rows in runs.batches("unrelated continuations"):
         plain = runs.logits(rows, no_swap).float().log_softmax(-1)
         for name, swap in swaps.items():
-            swapped = runs.logits(rows, swap).float().log_softmax(-1)
-            totals[name] += float(functional.kl_div(swapped, plain, reduction="sum", log_target=True))
+            with in_evaluation(swap):
+                logits = runs.logits(rows, swap).float()
+            check_numbers(logits, "with this interchange the model's logits")
+            totals[name] += float(functional.kl_div(logits.log_softmax(-1), plain, reduction="sum", log_target=True))
     return {name: total / len(runs.pairs) for name, total in totals.items()}
 
 

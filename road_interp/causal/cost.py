@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from road_interp.arguments import check_count
 from road_interp.causal.trained_values import count_parameters, effective_parameters
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import pyvene
@@ -99,6 +100,7 @@ def cost(
     interchange runs once to warm up. A step of the full rotation takes many seconds at a width of several thousand: an
     interchange whose step takes more than 10 seconds has three rounds.
     """
+    check_count("causal.cost", "rounds", rounds)
     with seeded(0):
         interchanges = _interchanges(width)
     base, source = torch.randn(2, batch, width, generator=torch.Generator().manual_seed(0))

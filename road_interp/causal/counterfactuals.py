@@ -288,8 +288,6 @@ def encode_texts(
         name: of the task.
         prefix: text before every text.
     """
-    if not tokenizer.is_fast:
-        raise InputError(f"{name}: {type(tokenizer).__name__} does not return token offsets; load the fast tokeniser")
     span_texts = [{"text": text} if isinstance(text, str) else dict(text) for text in texts]
     whole = [prefix + "".join(each.values()).rstrip(" ") for each in span_texts]
     encoded = tokenizer(whole, return_offsets_mapping=True)

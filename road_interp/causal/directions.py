@@ -18,7 +18,12 @@ from road_interp.errors import InputError
 
 def swap_along(basis: Float[Tensor, "width k"]) -> Interchange:
     """The interchange that replaces the coordinates along the orthonormal columns of `basis` by those of the source."""
-    return lambda base, source: base + ((source - base).to(basis.dtype) @ basis @ basis.T).to(base.dtype)
+
+    def swap(base: Tensor, source: Tensor) -> Tensor:
+        wide = base.to(basis.dtype)
+        return (wide + (source.to(basis.dtype) - wide) @ basis @ basis.T).to(base.dtype)
+
+    return swap
 
 
 def mean_difference(runs: InterchangeRuns) -> Float[Tensor, "width 1"]:

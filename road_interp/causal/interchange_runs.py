@@ -117,16 +117,14 @@ class InterchangeRuns:
         self._resumed = ResumedModel(model, site)
         self.site, self._rotations = self._resumed.site, _rotations(model)
         self.base_label, self.source_label = self.tensor(pairs.base_label), self.tensor(pairs.source_label)
-        self._source = self._run("source texts", pairs.source_ids)
-        keys: list[Tensor | None] = []
+        self._source, _ = self._run("source texts", pairs.source_ids)
         stores = supports_stored_keys(model, max(pairs.base_ids, key=len))
-        self._base = self._run("base texts", pairs.base_ids, keys if stores else None)
+        self._base, keys = self._run("base texts", pairs.base_ids, stores)
         self._first_logits = self._logits_of_first()
         self.base_odds: Float[Tensor, " pairs"] = self._base.odds
         check_numbers(self.base_odds.unsqueeze(1), "without an interchange the log odds")
         self._select_span(span)
-        states = [each for each in keys if each is not None]
-        self._keys = StoredKeys(torch.cat(states), self._resumed.layer) if states and len(states) == len(keys) else None
+        self._keys = None if keys is None else StoredKeys(keys, self._resumed.layer)
         if self._keys is None or not self._reproduces_base_odds():
             self._keys = None
             self._check_resumed()
@@ -237,29 +235,29 @@ class InterchangeRuns:
             yield rows
 
     @torch.no_grad()
-    def _run(self, what: str, texts: Sequence[Sequence[int]], keys: list[Tensor | None] | None = None) -> TextRuns:
-        """Run every different text without an interchange, in batches; `keys` gets the keys and values of every batch."""
+    def _run(self, what: str, texts: Sequence[Sequence[int]], stores: bool = False) -> tuple[TextRuns, Tensor | None]:
+        """Run every different text without an interchange, in batches; also its keys and values, if `stores` and it has some."""
         different = sorted({tuple(text) for text in texts}, key=lambda text: (len(text), text))
         numbers = {text: number for number, text in enumerate(different)}
         text = self.tensor([numbers[tuple(each)] for each in texts])
         ids = pad_sequence([self.tensor(each) for each in numbers], batch_first=True)
         lengths = self.tensor([len(each) for each in numbers])
-        states, odds = [], torch.zeros(len(texts), device=text.device)
+        states, keys, odds = [], [], torch.zeros(len(texts), device=text.device)
         for rows in torch.arange(len(ids), device=text.device).split(self.batch_size):
             self._progress(what, int(rows[0]), len(ids))
-            cache = None if keys is None else DynamicCache()
+            cache = DynamicCache() if stores else None
             try:
                 *found, logits = self._resumed.observe(ids[rows], lengths[rows], cache)
             except IndexError as error:  # of learned positions
                 longest = f"{type(self.model).__name__} cannot read a text of {int(lengths[rows].max())} tokens"
                 raise InputError(f"{longest}: {first_line(error)}") from error
             states.append(found)
-            if keys is not None and cache is not None:
-                keys.append(states_of(cache, self._resumed.layer, ids.shape[1]))
+            keys.append(None if cache is None else states_of(cache, self._resumed.layer, ids.shape[1]))
             pairs = ((text >= rows[0]) & (text <= rows[-1])).nonzero().flatten()
             odds[pairs] = self._log_odds(logits[text[pairs] - rows[0]], pairs)
         entering, leaving = (torch.cat(each) for each in zip(*states, strict=True))
-        return TextRuns(text, ids, lengths, entering, leaving, odds)
+        runs, stored = TextRuns(text, ids, lengths, entering, leaving, odds), [each for each in keys if each is not None]
+        return runs, torch.cat(stored) if len(stored) == len(keys) else None
 
     def _log_odds(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Log odds of the base's answer against the source's (nats)."""
@@ -298,7 +296,7 @@ class InterchangeRuns:
         where = f"{type(self.model).__name__} cannot be run from block {self._resumed.layer} on, as an interchange needs"
         try:
             logits = self._resumed_logits(self._base.text[rows], torch.zeros_like(rows))
-        except InputError:
+        except (InputError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise InputError(f"{where}: {first_line(error)}") from error

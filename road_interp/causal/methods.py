@@ -45,7 +45,9 @@ def methods(seed: int = 0, spread: float = 0.1) -> dict[str, Method]:
 
     def boundless(width: int) -> nn.Module:
         with seeded(seed):
-            return pyvene.BoundlessRotatedSpaceIntervention(embed_dim=width)
+            interchange = pyvene.BoundlessRotatedSpaceIntervention(embed_dim=width)
+        interchange.temperature.requires_grad_(False)  # the schedule of the training sets it
+        return interchange
 
     return {
         STACKED: Method(stacked, {"learning_rate": 0.05}),

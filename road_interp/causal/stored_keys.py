@@ -77,6 +77,8 @@ def fills_cache(model: PreTrainedModel, text: Sequence[int]) -> bool:
     ids = torch.tensor([list(text)], device=model.device)
     try:
         model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **{cache_argument(model): cache})
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
         return False
     return cache.get_seq_length() == len(text)

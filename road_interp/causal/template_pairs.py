@@ -167,9 +167,10 @@ def _draw(task: Mapping[str, Any], pool: Pool, count: int, seed: int, split: int
     rng = random.Random(f"{seed} {split}")
     drawn: dict[str, Pair] = {}
     for _ in range(50 * count):
-        if len(drawn) < count:
-            pair = _draw_pair(task, pool, rng)
-            drawn.setdefault(str((pair.base, pair.source)), pair)
+        if len(drawn) == count:
+            break
+        pair = _draw_pair(task, pool, rng)
+        drawn.setdefault(str((pair.base, pair.source)), pair)
     return list(drawn.values())
 
 

@@ -29,6 +29,8 @@ def effective_parameters(interchange: nn.Module, width: int) -> int | None:
     with torch.inference_mode(False), torch.enable_grad():
         try:
             draws = [_gradients_at_random_values(interchange, width, seed) for seed in range(3)]  # one may be near 0 by chance
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:
             return None
     return sum(int((torch.stack(of_each).amax(0) > ROUNDING).sum()) for of_each in zip(*draws, strict=True))

@@ -177,14 +177,19 @@ def compare_variables(
     test: VariableRuns,
     coordinates: int,
     controls: bool = True,
-    **options: Any,
+    *,
+    methods: Sequence[str] = tuple(METHODS),
+    rates: Mapping[str, Sequence[float]] | None = None,
+    steps: int = 200,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> tuple[list[Trial], list[VariablesReport]]:
     """Test the training of every method that separates the validation pairs best; of equal ones that of the smallest rate.
 
     Args:
         train, validation, test: runs of pairs with disjoint entities.
         controls: whether untrained interchanges are tested first: no swap, the swap of the whole state, and a random subspace.
-        options: further arguments of `try_methods`, as are the others.
+        methods, rates, steps, seed, progress: as in `try_methods`, as are the others.
 
     Raises:
         InputError: a group of entities of one split in another, an argument of a wrong type, or one that `try_methods` refuses.
@@ -193,11 +198,11 @@ def compare_variables(
         check_argument("causal.compare_variables", runs, VariableRuns, "VariableRuns(model, pairs, layer, variables)")
     _check_same_place(train, validation, test)
     _check_disjoint(train, validation, test)
-    _check_rates(options.get("methods", METHODS), options.get("rates") or {})
-    seed = options.get("seed", 0)
+    _check_rates(methods, rates or {})
     reports = _untrained(test, coordinates, seed) if controls else []
     trials: list[Trial] = []
-    for name, tried in groupby(try_methods(train, validation, coordinates, **options), lambda each: each.trial.method):
+    tried_methods = try_methods(train, validation, coordinates, methods, rates, steps, seed, progress)
+    for name, tried in groupby(tried_methods, lambda each: each.trial.method):
         of_method = list(tried)
         best, interchange = min(of_method, key=lambda each: (-round(each.trial.validation, 9), each.trial.rate))
         trials.extend(each.trial for each in of_method)

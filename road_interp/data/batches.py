@@ -29,6 +29,7 @@ def text_batches(
     listed = checked_list("measure.text_batches", texts, str, "a list of texts, as in ['a text']")
     check_callable("measure.text_batches", "tokenizer", tokenizer, "load_tokenizer('gpt2')")
     check_count("measure.text_batches", "max_length", max_length)
+    check_count("measure.text_batches", "size", size)
     padded = {"truncation": True, "max_length": max_length, "padding": True, "padding_side": "right", "return_tensors": "pt"}
     padded |= {"add_special_tokens": add_special_tokens}
     return (dict(tokenizer(listed[start : start + size], **padded)) for start in range(0, len(listed), size))

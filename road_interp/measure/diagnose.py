@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from road_interp.arguments import check_argument
+from road_interp.errors import InputError
 from road_interp.measure.ablation import ANGLES, MAGNITUDES, NEITHER, AblationReport
 from road_interp.measure.composition import CompositionReport
 from road_interp.measure.interference import NOTHING, InterferenceReport
@@ -104,6 +105,8 @@ def fails_to_compose(report: CompositionReport | MultiTaskAccuracyReport, margin
         (CompositionReport, MultiTaskAccuracyReport),
         "run.composition of a run with several tasks",
     )
+    if len(report.tasks) < 2:
+        raise InputError(f"measure.fails_to_compose needs a report of two tasks at least, not of '{report.tasks[0]}' alone")
     costs = {f"what '{task}' loses": report.cost(task) for task in report.tasks}
     verdicts = {_above(cost, margin) for cost in costs.values()}
     verdict: Verdict = "yes" if "yes" in verdicts else "no" if verdicts == {"no"} else "cannot tell"

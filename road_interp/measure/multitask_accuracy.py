@@ -159,7 +159,10 @@ def _lost(task: str, alone: MultiTaskAccuracyReport, report: MultiTaskAccuracyRe
     """Accuracy of a task trained alone minus that of another report with a set of active tasks."""
     if alone.seeds != report.seeds:
         raise InputError(f"'{task}' alone has seeds {alone.seeds}, '{report.method}' {report.seeds}: they cannot be paired")
-    before, after = alone.correct[task][task], entry(report.correct, task, "outcomes of")[active]
+    before, after = (
+        entry(entry(each.correct, task, "outcomes of"), chosen, f"outcomes of '{task}' with")
+        for each, chosen in ((alone, task), (report, active))
+    )
     if len(before) != len(after):
         raise InputError(f"'{task}' alone has {len(before)} outcomes, '{report.method}' {len(after)}: they cannot be paired")
     return mean_over_seeds(np.asarray(before, float) - np.asarray(after), len(alone.seeds), paired=True)

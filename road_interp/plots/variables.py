@@ -33,6 +33,8 @@ def variables(
     comparisons = listed(comparisons)
     if not all(each.reports for each in comparisons):
         raise InputError("plots.variables draws methods that were tested; this comparison has trainings on validation pairs only")
+    if quantity != "disentangle" and not all(report.scores for each in comparisons for report in each.reports):
+        raise InputError(f"plots.variables: these comparisons have no {quantity} by variable, as after `without`")
     if len({(each.model, each.task, each.variables, each.layer) for each in comparisons}) > 1:
         raise InputError("plots.variables draws comparisons of one model, task and layer")
     ax = prepared(ax)

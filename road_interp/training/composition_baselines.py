@@ -18,10 +18,11 @@ from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.data.behaviours import PARTS, answer_parts
 from road_interp.data.multitask import Example, format_prompts, load_multitask_data, load_reviews
+from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport, all_sets, composition
 from road_interp.measure.labels import MethodLabel
 from road_interp.models.generation import Answer, GenerateFn, answer_perplexity, greedy_answers, greedy_settings, make_generator
-from road_interp.models.loading import find_device, load_model, load_tokenizer
+from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import PLAIN, MultiTaskGenerationRecipe, TaskRecipe
 from road_interp.sites.find import find_sites
@@ -98,7 +99,7 @@ def undivided(piece: Piece, left_out: Literal["none", "drawn", "all"] = "none", 
     experiment.load_data()
     model = _train_undivided(experiment)
     generate = make_generator(model, experiment.tokenizer, recipe.scoring)
-    base = load_model(recipe.model, "causal-lm")[0].eval()
+    base = _base(recipe)
     bare = Undivided(identity_model(base, recipe.adapter))
     without = make_generator(bare, experiment.tokenizer, recipe.scoring)
     answers = cache(lambda prompts, on: (generate if on else without)(prompts, BASE))
@@ -106,7 +107,8 @@ def undivided(piece: Piece, left_out: Literal["none", "drawn", "all"] = "none", 
     def generate_for(prompts: Sequence[str], active: str) -> list[Answer]:
         return answers(tuple(prompts), active != BASE)
 
-    return _score(recipe, base, experiment.tokenizer, generate_for, "undivided", split)
+    method = {"none": "undivided", "drawn": "undivided, drawn tasks left out", "all": "undivided, other tasks left out"}[left_out]
+    return _score(recipe, base, experiment.tokenizer, generate_for, method, split)
 
 
 def adapter_per_set(piece: Piece) -> CompositionReport:
@@ -160,12 +162,17 @@ def low_rank(
 
     Args:
         layers: the blocks; by default those of the recipe.
+
+    Raises:
+        InputError: positions other than all tokens.
     """
     recipe: MultiTaskGenerationRecipe = piece.recipe
+    if recipe.adapter.positions != "all":
+        raise InputError(f"{method} adapts all tokens: adapter.positions must be all, not {recipe.adapter.positions}")
     experiment = _experiment(recipe)
-    base = load_model(recipe.model, "causal-lm")[0].eval()
+    base = _base(recipe)
     target = "all-linear" if method == "LoRA" else "block-output"
-    sites = find_sites(base, target, recipe.adapter.layers if layers is None else layers)
+    sites = find_sites(base, target, recipe.adapter.layers if layers is None else layers, recipe.adapter.stack)
     model = LowRankModel(base, sites, list(recipe.tasks), 4, method, recipe.seed)
     _train(experiment, model)
     generate = make_generator(model, experiment.tokenizer, recipe.scoring, recipe.shared)
@@ -175,7 +182,7 @@ def low_rank(
 def instruction(piece: Piece) -> CompositionReport:
     """The bare model, with the instructions of the active tasks in its prompts; its answers may have any form."""
     recipe: MultiTaskGenerationRecipe = piece.recipe
-    base: Any = load_model(recipe.model, "causal-lm")[0].eval()
+    base = _base(recipe)
     tokenizer = load_tokenizer(recipe.model)
     data = load_multitask_data(recipe)
     texts = [review.text for review in data.test]
@@ -198,6 +205,11 @@ def _adapter_name(tasks: str) -> str:
     return "none" if tasks == BASE else tasks.replace("+", " and ")
 
 
+def _base(recipe: MultiTaskGenerationRecipe) -> Any:
+    """The bare language model, in evaluation mode, on the device of the trainings."""
+    return on_device(load_model(recipe.model, "causal-lm")[0], find_device(None)).eval()
+
+
 def _experiment(recipe: MultiTaskGenerationRecipe) -> MultiTaskGenerationExperiment:
     experiment = MultiTaskGenerationExperiment(recipe)
     experiment.load_data()
@@ -205,9 +217,7 @@ def _experiment(recipe: MultiTaskGenerationRecipe) -> MultiTaskGenerationExperim
 
 
 def _train_undivided(experiment: MultiTaskGenerationExperiment) -> Undivided:
-    recipe = experiment.recipe
-    base = load_model(recipe.model, "causal-lm")[0].eval()
-    model = Undivided(identity_model(base, recipe.adapter))
+    model = Undivided(identity_model(_base(experiment.recipe), experiment.recipe.adapter))
     _train(experiment, model)
     return model
 
@@ -222,7 +232,7 @@ def _score_adapters(
     recipe: MultiTaskGenerationRecipe, adapters: Mapping[str, RoadAdapter], names: Mapping[str, str], method: str
 ) -> CompositionReport:
     """Score a bank of adapters; `names` has the adapter of every set of active tasks."""
-    base, tokenizer = load_model(recipe.model, "causal-lm")[0].eval(), load_tokenizer(recipe.model)
+    base, tokenizer = _base(recipe), load_tokenizer(recipe.model)
     model = RoadModel(base, RoadBank(adapters))
 
     def generate(prompts: Sequence[str], active: str) -> list[Answer]:

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, set_seed
 
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import Split, TaskPlanes
-from road_interp.models.loading import find_device, process_state
+from road_interp.errors import InputError
+from road_interp.models.loading import find_device, on_device, process_state
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import progress_bar
 from road_interp.recipes.schema import AdapterRecipe
@@ -85,21 +86,21 @@ def run_training(
 
     Arguments and errors are those of `road_interp.train`.
     """
-    on_device = find_device(device)
-    folder = RunFolder.prepare(recipe, out, resume, on_device)
+    used = find_device(device)
+    folder = RunFolder.prepare(recipe, out, resume, used)
     recipe = folder.origin.located(recipe, folder.path)
     set_seed(recipe.seed)
-    is_watched = progress and process_state(on_device).is_main_process and sys.stderr.isatty()  # an error is one line of a log
+    is_watched = progress and process_state(used).is_main_process and sys.stderr.isatty()  # an error is one line of a log
     with progress_bar(is_watched) as update:
         update("reading the data")
         experiment = kind(recipe)
         experiment.load_data()
         update("loading the model")
-        model = experiment.build_model(on_device)
+        model = experiment.build_model(used)
     road = experiment.road_model(model)
     if recipe.model.shard:
-        shard_blocks(road.model, on_device)
-    trainer = experiment.make_trainer(model, folder.path, on_device, progress)
+        shard_blocks(road.model, used)
+    trainer = experiment.make_trainer(model, folder.path, used, progress)
     with folder.held():
         folder.start(experiment.files_at_start(model))
         frozen = experiment.score_frozen(trainer)
@@ -107,7 +108,7 @@ def run_training(
         run_trainer(trainer, folder.path, resume)
         metrics, files = experiment.score(trainer, progress)
         log = trainer.state.log_history
-        return folder.finish(road.adapter, {**metrics, **frozen}, files, log, forward_precision(recipe.training, on_device))
+        return folder.finish(road.adapter, {**metrics, **frozen}, files, log, forward_precision(recipe.training, used))
 
 
 @contextmanager
@@ -121,11 +122,16 @@ def trained_in_memory(experiment: Experiment, model: nn.Module, **options: Any) 
 
     Yields:
         The trainer, after the training.
+
+    Raises:
+        InputError: a recipe with model.shard.
     """
-    device = find_device(None)
+    recipe, device = experiment.recipe, find_device(None)
+    if recipe.model.shard:
+        raise InputError("model.shard is for the training of rotations; these baselines need model.shard=false")
     with TemporaryDirectory() as folder:
-        trainer = experiment.make_trainer(model.to(device), Path(folder), device, progress=False, **options)
-        set_seed(experiment.recipe.seed)
+        trainer = experiment.make_trainer(on_device(model, device), Path(folder), device, progress=False, **options)
+        set_seed(recipe.seed)
         trainer.train()
         yield trainer
 

@@ -90,8 +90,6 @@ def train_baseline(
     Raises:
         InputError: an input that cannot be used, a recipe with model.shard, or for LoRA a site that is not a whole linear layer.
     """
-    if recipe.model.shard:
-        raise InputError("model.shard is for the training of rotations; these baselines need model.shard=false")
     recipe = replace(recipe, seed=seed, training=replace(recipe.training, learning_rate=learning_rate))
     set_seed(seed)
     experiment = ClassificationExperiment(recipe)

@@ -145,10 +145,9 @@ class MultiTaskClassificationExperiment:
         model = trainer.accelerator.unwrap_model(trained, keep_fp32_wrapper=False)  # scored in the precision of `evaluate`
         heads = sum(parameter.numel() for parameter in model.heads.parameters())
         metrics: dict[str, Any] = {"parameters": {"adapter": count_trained(model.road), "heads": heads}}
-        for split in ("validation", "test"):
-            report = self.accuracy(model, split, progress)
-            metrics[split] = report.summary()
-        return Scores(metrics, {MULTITASK_ACCURACY: report.to_json(), HEAD: serialize_modules(model, ["heads"])})
+        reports = {split: self.accuracy(model, split, progress) for split in ("validation", "test")}
+        metrics |= {split: report.summary() for split, report in reports.items()}
+        return Scores(metrics, {MULTITASK_ACCURACY: reports["test"].to_json(), HEAD: serialize_modules(model, ["heads"])})
 
     @classmethod
     def evaluate(cls, run: Run, data: str | None, device: torch.device, progress: bool) -> dict[str, Any]:

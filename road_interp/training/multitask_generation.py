@@ -179,10 +179,12 @@ class MultiTaskGenerationExperiment:
         metrics: dict[str, Any] = {"parameters": {"adapter": count_trained(model)}}
         files: dict[str, bytes | str] = {}
         if self.data.behaviours:
-            for split in ("validation", "test"):
-                report = score_composition(self.recipe, model, self.tokenizer, self.data, split, progress)
-                metrics[split] = report.summary()
-            files[COMPOSITION] = report.to_json()
+            reports = {
+                split: score_composition(self.recipe, model, self.tokenizer, self.data, split, progress)
+                for split in ("validation", "test")
+            }
+            metrics |= {split: report.summary() for split, report in reports.items()}
+            files[COMPOSITION] = reports["test"].to_json()
         if self.questions:
             matches = score_exact_match(self.recipe, model, self.tokenizer, self.questions, progress)
             metrics["test"] = {**metrics.get("test", {}), **matches.summary()}
@@ -262,5 +264,15 @@ def score_exact_match(
 
 
 def method_label(recipe: MultiTaskGenerationRecipe | MultiTaskClassificationRecipe) -> str:
-    """Short name of the training method: variant, plane split and co-activation."""
-    return f"{recipe.adapter.variant}, {recipe.planes}, co-activation {recipe.co_activation:g}"
+    """Short name of the training method: variant, plane split, co-activation, and what differs from the defaults."""
+    parts = [recipe.adapter.variant, recipe.planes, f"co-activation {recipe.co_activation:g}"]
+    if recipe.adapter.trainable != "both":
+        parts.append(f"{recipe.adapter.trainable} only")
+    if recipe.adapter.positions != "all":
+        parts.append(f"positions {recipe.adapter.positions}")
+    if isinstance(recipe, MultiTaskGenerationRecipe):
+        if recipe.co_activation_loss != "own":
+            parts.append(f"loss of {recipe.co_activation_loss} tokens")
+        if recipe.shared is not None:
+            parts.append(f"shared {recipe.shared}")
+    return ", ".join(parts)
