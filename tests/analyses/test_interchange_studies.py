@@ -15,6 +15,7 @@ from helpers.cli import run
 from helpers.models import tiny_model
 from helpers.studies import script_of
 from helpers.taught import word_tokenizer
+from road_interp import plots
 from road_interp.causal.controls import ControlReport
 from road_interp.causal.cost import CostReport
 from road_interp.causal.depth_sweep import DepthReport
@@ -227,6 +228,8 @@ def test_the_most_frequent_group_and_the_scores_without_it(known):
         assert disentangle_over_seeds([less], report.method) == pytest.approx((report.disentangle, low, high))
     with pytest.raises(InputError, match="no test pair has an entity of the cluster 'lagon'"):
         found.without("lagon")
+    with pytest.raises(InputError, match="these comparisons have no cause by variable, as after `without`"):
+        plots.variables([less], quantity="cause")
     one_cell = replace(found, clusters=tuple(("x", "x") if cell == found.cells[0] else ("y", "y") for cell in found.cells))
     assert np.isnan([one_cell.without("x").of("deep RoAd").disentangle, *one_cell.without("x").of("deep RoAd").interval]).all()
     for kept in (one_cell.without("x"), replace(found, clusters=tuple(("x", "y") for _ in found.cells)).without("x")):

@@ -13,6 +13,8 @@ import torch
 from helpers.models import random_adapter, tiny_model
 from road_interp import causal
 from road_interp.causal.counterfactuals import Splits
+from road_interp.causal.stored_keys import fills_cache
+from road_interp.causal.trained_values import effective_parameters
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
@@ -146,3 +148,23 @@ def test_variables_and_their_pairs(taught, tokenizer):
     with pytest.raises(InputError, match="load_ravel needs a list of str, not str: give their names"):
         causal.load_ravel("folder", "city", "Country")
     assert torch.is_grad_enabled()
+
+
+def test_running_out_of_memory_is_no_property_of_a_model_or_an_interchange(runs):
+    class Full(torch.nn.Module):
+        device = "cpu"
+
+        def __init__(self):
+            super().__init__()
+            self.value = torch.nn.Parameter(torch.ones(32))
+
+        def forward(self, *args, past_key_values=None, **options):
+            raise torch.OutOfMemoryError("out of memory")
+
+    for use in (
+        lambda: fills_cache(Full(), [1, 2]),
+        lambda: effective_parameters(Full(), 32),
+        lambda: causal.interchange_accuracy(runs, Full(), "full"),
+    ):
+        with pytest.raises(torch.OutOfMemoryError):
+            use()

@@ -13,10 +13,10 @@ from sklearn.covariance import ledoit_wolf
 
 from helpers.models import tiny_model
 from road_interp.causal.accuracy import interchange_accuracy
-from road_interp.causal.controls import ControlReport, controls, untrained_like
+from road_interp.causal.controls import UNRELATED, ControlReport, controls, divergences, untrained_like
 from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
 from road_interp.causal.directions import cluster_direction, discriminant_direction, mean_difference, probe_direction, swap_along
-from road_interp.causal.interchange_runs import InterchangeRuns
+from road_interp.causal.interchange_runs import InterchangeRuns, full_swap, no_swap
 from road_interp.causal.methods import DAS, PLANES, STACKED, methods, train_method
 from road_interp.errors import InputError
 
@@ -48,13 +48,18 @@ def test_every_control_stands_beside_every_method(taught, tokenizer, monkeypatch
     assert report.of("full swap").accuracy == 1
     assert report.of(f"{STACKED}, random angles").accuracy < 0.3
     assert report.of(STACKED).accuracy > 0.9
-    assert report.of("no swap, random weights").flipped == 0
+    assert 0.3 < report.of("no swap, random weights").accuracy < 0.7  # chance; that of the taught model is 0
+    assert report.of(f"{DAS}, random weights").log_odds < 1
     assert report.selectivity(DAS) > 5
     rows = (replace(report.of(STACKED), log_odds=3.0), replace(report.of(f"{STACKED}, arbitrary answers"), log_odds=0.5))
     assert replace(report, rows=rows).selectivity() == 2.5
     assert (report.of("DAS, rank 8").parameters, report.of(STACKED).parameters) == (8 * 32, 5 * 16)
     assert (report.of(STACKED).effective, report.of("full swap").effective) == (1 + 2 + 4 + 8 + 16, 0)
     assert report.words == pairs.clusters("name")
+    unrelated = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in UNRELATED]
+    continued, every = InterchangeRuns(model, pairs.continued(unrelated), 0, "name"), torch.arange(len(pairs))
+    plain, swapped = (continued.logits(every, swap).log_softmax(-1) for swap in (no_swap, full_swap))
+    assert report.divergences["full swap"] == pytest.approx(float((plain.exp() * (plain - swapped)).sum(1).mean()), rel=1e-3)
     assert report.divergences["no swap"] == 0
     assert 0 < report.divergences[STACKED] < report.divergences["full swap"]
     assert set(report.directions) == {PLANES, DAS, "DAS, rank 8", "difference of means", "linear probe"}
@@ -171,3 +176,26 @@ def test_the_random_numbers_of_the_gpus_are_left_alone(taught, monkeypatch):
     untrained_like(taught[0], 0)
     methods()["boundless DAS"].make(32)
     assert not seeded
+
+
+def test_divergences_are_numbers_of_interchanges_in_evaluation_mode(taught):
+    runs = InterchangeRuns(*taught, 0, "name")
+    with pytest.raises(InputError, match="with this interchange the model's logits"):
+        divergences(runs, {"nan": lambda base, source: base * torch.nan})
+
+    class Noisy(torch.nn.Module):
+        def forward(self, base, source):
+            return torch.nn.functional.dropout(source, 0.5, self.training)
+
+    first, second = (divergences(runs, {"noisy": Noisy().train(), "full swap": full_swap}) for _ in range(2))
+    assert first == second
+    assert first["noisy"] == pytest.approx(first["full swap"])
+
+
+def test_a_direction_is_swapped_in_the_precision_of_its_basis():
+    """As by the low-rank intervention with the same basis, beside which it is scored in half precision."""
+    basis = torch.linalg.qr(torch.randn(64, 3, generator=torch.Generator().manual_seed(0)))[0]
+    base, source = torch.randn(2, 500, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    wide = base.double() + (source.double() - base.double()) @ basis.double() @ basis.T.double()
+    assert (swap_along(basis)(base, source).double() - wide).abs().max() <= 2**-8 * wide.abs().max()
+    torch.testing.assert_close(swap_along(basis)(base, source), wide.bfloat16(), rtol=2**-7, atol=1e-5)

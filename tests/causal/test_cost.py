@@ -47,6 +47,11 @@ def test_every_method_is_timed_in_every_round():
         CostReport.from_json("{}")
 
 
+def test_there_is_a_round_at_least():
+    with pytest.raises(InputError, match="causal.cost: rounds must be a whole number of at least 1, not 0"):
+        cost(width=32, rounds=0)
+
+
 def test_slow_methods_have_fewer_rounds(monkeypatch):
     module = sys.modules[cost.__module__]
     monkeypatch.setattr(module, "_seconds", lambda interchange, base, source: 11.0 if interchange is slow[0] else 0.1)

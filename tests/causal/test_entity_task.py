@@ -302,3 +302,10 @@ def test_a_question_has_one_place_for_the_entity(taught_things, task, tokenizer,
 def test_an_answer_on_a_new_line_or_in_quotes_has_no_space_in_front(end):
     task = EntityTask("city", {"Oslo": {"country": "Norway"}}, {"country": (f"Country of %s: {end}", "%s in")}, {"Oslo": "train"})
     assert [task.answer(question) for question in task.questions()] == ["Norway", " Norway"]
+
+
+def test_a_slow_tokeniser_is_no_lack_of_knowledge(tokenizer, monkeypatch):
+    task = EntityTask("city", {"Oslo": {"country": "Norway"}}, {"country": ("%s is in",)}, {"Oslo": "train"})
+    monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", False)
+    with pytest.raises(InputError, match="causal.draw_variable_pairs: .* does not return token offsets; load the fast"):
+        draw_variable_pairs(task, list(task.questions()), tokenizer, "train", 2)

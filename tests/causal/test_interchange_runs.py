@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import warnings
 from dataclasses import replace
 
@@ -469,15 +470,24 @@ def test_a_scan_does_not_train_one_interchange_at_several_places(taught):
 
 
 @pytest.mark.slow
-def test_depth_does_what_rows_do(taught):
+def test_depth_does_what_rows_do(taught, monkeypatch):
     model, pairs = taught
-    told = []
+    told, made, seeds = [], [], []
+    module = sys.modules[depth_by_rows.__module__]
+    make, train = module.RoadInterchangeIntervention, module.train_interchange
+    monkeypatch.setattr(module, "RoadInterchangeIntervention", lambda *given: made.append(given) or make(*given))
+    monkeypatch.setattr(
+        module, "train_interchange", lambda *given, **options: seeds.append(options["seed"]) or train(*given, **options)
+    )
     reports = [
         depth_by_rows(
             model, Splits(pairs, pairs, pairs), 0, "name", seed=seed, steps=40, progress=lambda *what: told.append(what)
         )
         for seed in (0, 1)
     ]
+    assert {tuple(rows) for _, _, rows, _ in made} == {(0,), tuple(range(0, 32, 4)), tuple(range(0, 32, 2))}
+    assert [seed for *_, seed in made] == seeds == sorted(seeds)
+    assert {*seeds} == {0, 1}
     both = DepthReport.over_seeds(reports)
     assert DepthReport.from_json(both.to_json()) == both
     width = model.config.hidden_size

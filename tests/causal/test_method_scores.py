@@ -12,8 +12,9 @@ from road_interp.causal.accuracy import interchange_accuracy
 from road_interp.causal.counterfactuals import CounterfactualPairs, Pair, Splits, encode_pairs
 from road_interp.causal.interchange_runs import InterchangeRuns, full_swap, no_swap
 from road_interp.causal.method_scores import TaskScores, score_methods
-from road_interp.causal.methods import DAS, STACKED
+from road_interp.causal.methods import DAS, STACKED, methods, train_method
 from road_interp.errors import InputError
+from road_interp.progress import silent
 
 BY_CLASS = ("difference of means", "linear discriminant analysis", "linear probe")
 
@@ -41,6 +42,14 @@ def test_every_method_is_tested_at_its_best_layer(taught):
         assert scores[name].selectivity == scores[name].test.log_odds - scores[name].arbitrary
         assert scores[name].arbitrary == pytest.approx(np.mean(scores[name].arbitrary_by_pair), abs=1e-4)
         assert found.of(name) == scores[name]
+
+    def relabelled(each):
+        return InterchangeRuns(model, each, 0, "name").relabelled(each.with_arbitrary_labels(model.config.vocab_size, 0))
+
+    swap = train_method(relabelled(pairs), "", methods(0)[DAS], seed=0, steps=60, progress=silent)
+    for name, for_arbitrary in (("full swap", full_swap), (DAS, swap)):
+        expected = interchange_accuracy(relabelled(test), for_arbitrary, name).log_odds
+        assert scores[name].arbitrary == pytest.approx(expected, abs=1e-4)
     assert found.words == test.clusters("name")
     assert scores["random direction"].test.log_odds < scores[DAS].test.log_odds / 2
     assert (found.span, found.layers, found.pairs) == ("name", (0, 1), (len(pairs), len(validation), len(test)))
@@ -87,3 +96,9 @@ def test_one_block_at_least_is_scored(taught):
     model, pairs = taught
     with pytest.raises(InputError, match="causal.score_methods needs the number of one block at least"):
         score_methods(model, Splits(pairs, pairs, pairs), [], "name")
+
+
+def test_the_temperature_of_boundless_das_is_not_trained():
+    """Its rotation and two borders are; the schedule of the training sets the temperature."""
+    made = methods()["boundless DAS"].make(32)
+    assert sum(each.numel() for each in made.parameters() if each.requires_grad) == 32**2 + 1

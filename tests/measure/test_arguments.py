@@ -88,6 +88,8 @@ def test_arguments_that_need_more(model):
 def test_drift_takes_the_models_names_and_no_plain_texts(model):
     report = measure.drift(model.model, model, 2 * batches())
     assert (report.base, report.tuned) == ("BertModel", "BertModel, with rotations")
+    with pytest.raises(InputError, match="measure.text_batches: size must be a whole number of at least 1, not 0"):
+        measure.text_batches(["a"], lambda *given, **options: {}, 8, 0)
     with pytest.raises(InputError, match=r"not str: give measure.text_batches\(texts, tokenizer, max_length\)"):
         measure.drift(model.model, model, ["a text"])
     with pytest.raises(InputError, match="measure.read_features needs batches"):

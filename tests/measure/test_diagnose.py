@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -70,6 +72,8 @@ def test_composition_and_heads_are_judged_by_their_cost():
     assert fails_to_compose(composition_report(generate=answering("Well. {label} Good."))).verdict == "yes"
     nothing = composition_report(generate=lambda prompts, active: [Answer("", True)] * 20)
     assert fails_to_compose(nothing).verdict == "cannot tell"
+    with pytest.raises(InputError, match="fails_to_compose needs a report of two tasks at least, not of 'label' alone"):
+        fails_to_compose(replace(composition_report(), tasks=("label",)))
     assert fails_to_compose(heads(100), margin=0.05).verdict == "no"
     assert fails_to_compose(heads(100)).verdict == "cannot tell"
     assert fails_to_compose(heads(99)).verdict == "cannot tell"

@@ -28,3 +28,8 @@ def test_the_callers_random_numbers_and_model_stay():
 def test_what_is_no_list_of_numbers_is_refused():
     with pytest.raises(InputError, match="numbers of adapters"):
         joint_training(tiny_model("Llama", "causal-lm"), counts=4)
+
+
+def test_there_is_a_round_at_least():
+    with pytest.raises(InputError, match="measure.joint_training: rounds must be a whole number of at least 1, not 0"):
+        joint_training(tiny_model("Llama", "causal-lm"), counts=(1,), rounds=0)

@@ -25,12 +25,14 @@ def test_seeds_go_together():
 
 
 def test_unknown_tasks_and_sets_are_refused():
+    without_b = replace(report(0), tasks=("a",), correct={"a": report(0).correct["a"]})
     for use, message in (
         (lambda: report(0).accuracy("c", "a"), "no outcomes of 'c'"),
         (lambda: report(0).accuracy("a", "c"), "no outcomes of 'a' with 'c'"),
         (lambda: report(0).cost("c"), "no outcomes of 'c'"),
         (lambda: report(0).gain("a"), "no outcomes of 'a' with '__base__'"),
         (lambda: MultiTaskAccuracyStudy((report(0),), {"a": report(0)}).gap("b", report(0)), "no training alone of 'b'"),
+        (lambda: MultiTaskAccuracyStudy((report(0),), {"b": without_b}).gap("b", report(0)), "no outcomes of 'b'"),
         (
             lambda: MultiTaskAccuracyStudy((report(0),), {"b": report(0, texts=20)}).gap("b", report(0)),
             "'b' alone has 20 outcomes, 'planes' 10: they cannot be paired",

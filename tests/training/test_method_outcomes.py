@@ -82,3 +82,9 @@ def test_fewer_training_texts_leave_the_other_splits_alone(workplace, monkeypatc
 def test_unknown_methods_are_refused(workplace, method):
     with pytest.raises(InputError, match=f"unknown method '{method}'; use road_1, road_2, road_4, lora-R, full or head"):
         train_method(recipe_for(workplace), method, "tone")
+
+
+@pytest.mark.parametrize("method", ["road_1", "head"])
+def test_what_is_trained_in_memory_is_not_sharded(workplace, method):
+    with pytest.raises(InputError, match="these baselines need model.shard=false"):
+        train_method(recipe_for(workplace, "model.shard=true"), method, "tone")

@@ -33,7 +33,8 @@ from road_interp.recipes.schema import ModelRecipe, MultiTaskGenerationRecipe, S
 from road_interp.runs.run import Run
 from road_interp.training import composition_baselines, multitask_generation
 from road_interp.training.api import evaluate, train
-from road_interp.training.multitask_generation import GenerationTrainer, MultiTaskGenerationExperiment
+from road_interp.training.composition_baselines import low_rank
+from road_interp.training.multitask_generation import GenerationTrainer, MultiTaskGenerationExperiment, method_label
 from road_interp.training.multitask_trainer import MultiTaskTrainer
 from road_interp.training.scoring import GenerationScorer, make_scorer
 from road_interp.training.study import Piece, find_study
@@ -659,3 +660,21 @@ def test_a_run_of_behaviours_is_ablated_and_diagnosed(finished, tmp_path, capsys
         code, out, err = run(capsys, monkeypatch, "ablate", folder, "--limit", 2, *options)
         assert (code, out) == (2, "")
         assert message in err.splitlines()[-1]
+
+
+def test_the_name_of_a_method_tells_its_trainings_apart():
+    labels = {
+        "": "road_1, shares, co-activation 0.5",
+        "co_activation_loss=all": "road_1, shares, co-activation 0.5, loss of all tokens",
+        "adapter.trainable=angles": "road_1, shares, co-activation 0.5, angles only",
+        "adapter.positions=l1": "road_1, shares, co-activation 0.5, positions l1",
+    }
+    for override, label in labels.items():
+        assert method_label(load_recipe("composition-smollm2", [override] if override else [])) == label
+
+
+@pytest.mark.parametrize("method", ["LoRA", "LoReFT"])
+def test_baselines_that_adapt_all_tokens_refuse_other_positions(method):
+    piece = SimpleNamespace(recipe=load_recipe("composition-smollm2", ["adapter.positions=last"]))
+    with pytest.raises(InputError, match=f"{method} adapts all tokens: adapter.positions must be all, not last"):
+        low_rank(piece, method)
