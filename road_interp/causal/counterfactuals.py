@@ -92,7 +92,7 @@ class CounterfactualPairs:
 
     def clusters(self, span: str) -> tuple[tuple[str, str], ...]:
         """The words of base and source that pairs share and intervals are over: those at a span, or, where these are fewer than
-        FEW different ones, those at the span that has the most. Forms of one word are the same one."""
+        FEW different ones, those at the span that has the most. Forms of one word, which count apart here, are one cluster."""
 
         def count(name: str) -> int:
             return len({word for both in self.words[name] for word in both})

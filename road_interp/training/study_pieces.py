@@ -165,7 +165,10 @@ def _load(study: Study, condition: Condition, path: Path, options: StudyOptions,
 
 
 def settings_of(study: Study, condition: Condition, options: StudyOptions) -> str:
-    """Hash of a condition's settings without the seed: the content of the recipe with the overrides, defaults left out."""
+    """Hash of a condition's settings without the seed: the content of the recipe with the overrides, defaults left out.
+
+    Of a dataclass of settings it is that of the overrides: another default of the class is not noticed in stored pieces.
+    """
     overrides = _without_inputs(study, _overrides(study, condition, options))
     content = read_recipe(study.recipe, overrides) if isinstance(study.recipe, str) else overrides
     return settings_hash(json.dumps(content, sort_keys=True, default=str))
