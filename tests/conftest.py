@@ -17,7 +17,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")  # MKL's own allocator can loop forever in a forked worker of a DataLoader
 MEMORY = Path("/dev/shm")  # of Linux; a container may have little of it
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2 << 30:
-    # Tests write and delete 15,000 files, which takes a quarter of their time on a disk.
+    # Tests write, sync and delete thousands of files, which is slow on some disks.
     os.environ.setdefault("TMPDIR", str(MEMORY))
     tempfile.tempdir = os.environ["TMPDIR"]  # the folder may have been asked for by now
 
