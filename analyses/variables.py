@@ -2,6 +2,7 @@
 
 road-interp study variables                                     # number and gender, SmolLM2-135M, three seeds
 road-interp study variables ravel=FOLDER --only smollm2_city_16 # a type of entity in RAVEL's format
+road-interp study variables-boundless ravel=FOLDER              # boundless forms, which learn their numbers of coordinates
 road-interp study variables-longer ravel=FOLDER                 # rotations and multi-task DAS with four times the steps
 road-interp study variables-three ravel=FOLDER                  # three variables: country, continent and language
 road-interp study variables-whitened ravel=FOLDER               # rotations of a whitened state
@@ -27,8 +28,12 @@ from road_interp.causal.answered_questions import answered_rightly, with_best_pr
 from road_interp.causal.entity_task import EntityTask, Question, SplitName, draw_variable_pairs, load_ravel, ravel_files
 from road_interp.causal.noun_task import number_and_gender
 from road_interp.causal.variable_methods import (
+    BOUNDLESS,
+    BOUNDLESS_DAS,
+    BOUNDLESS_DEEP,
     DEEP,
     FROM_COMPONENTS,
+    KNOWN_METHODS,
     MASKED_BASIS,
     METHODS,
     NO_SWAP,
@@ -65,7 +70,11 @@ NOUNS = "number-gender"
 ENTITIES = {NOUNS: ("number", "gender"), "city": ("Country", "Continent"), "physical_object": ("Category", "Size")}
 ROTATIONS = (STACKED, DEEP, PLANES, FROM_COMPONENTS)
 FEWER = (STACKED, DEEP, SHARED, SEPARATE)  # of Gemma-3-270M where the rates are not tuned: a training takes five minutes
-COMPARED = [*((each, SHARED) for each in (*ROTATIONS, MASKED_BASIS, *WHITENED)), (DEEP, SEPARATE)]
+COMPARED = [
+    *((each, SHARED) for each in (*ROTATIONS, MASKED_BASIS, *WHITENED, *BOUNDLESS)),
+    (DEEP, SEPARATE),
+    (BOUNDLESS_DEEP, BOUNDLESS_DAS),
+]
 CLUSTERS = {"city": "Country"}  # cities of one country are not independent
 SHOWN = 16  # coordinates per variable whose learning rates are tuned, and whose cause and isolation are listed
 COORDINATES = (1, 2, 4, 8, 16, 32, 64)
@@ -225,7 +234,7 @@ def measure(piece: Piece) -> VariablesComparison:
 
 def learning_rates(settings: Settings, method: str) -> tuple[float, ...]:
     """The rates that a method is trained at."""
-    return (rates_of(settings) or {}).get(method, ((METHODS | WHITENED)[method].learning_rate,))
+    return (rates_of(settings) or {}).get(method, (KNOWN_METHODS[method].learning_rate,))
 
 
 def measure_rates(piece: Piece) -> VariablesComparison:
@@ -321,6 +330,8 @@ def describe(found: VariablesStudy) -> Described:
                 rows.append((f"{name_of(seeds[0])}, {method}, cause and isolation", parts_of(seeds, method)))
                 if trained := seeds[0].of(method).parameters:
                     rows.append((f"{name_of(seeds[0])}, {method}, trained values", f"{trained:,}"))
+            if learned := [" and ".join(map(str, one.of(method).owned)) for one in seeds if one.of(method).owned]:
+                rows.append((f"{name_of(seeds[0])}, {method}, learned numbers of coordinates by seed", ", ".join(learned)))
         for method in (DEEP, SHARED):
             if losses := [f"{each:.2f}" for each in losses_of(seeds, method)]:
                 rows.append((f"{name_of(seeds[0])}, {method}, training loss by seed", ", ".join(losses)))
@@ -450,6 +461,22 @@ VARIABLES = Study(
     **COMMON,
 )
 CITIES = VARIABLES.conditions["smollm2_city_16"]
+BORDERS = f"methods={json.dumps([SHARED, *BOUNDLESS])}"
+VARIABLES_BOUNDLESS = Study(
+    name="variables-boundless",
+    title="Several variables in one state, with learned borders",
+    question="Do boundless forms, which learn how many coordinates each variable owns, separate several variables better?",
+    caveat=(
+        "One model, one block and one type of entity; learning rates were chosen at seed 0. The test entities are those of the "
+        "study with given numbers, whose outcomes had been seen."
+    ),
+    conditions={"smollm2_city_16": replace(CITIES, overrides=(*CITIES.overrides, BORDERS))},
+    measure=measure,
+    draw=partial(draw, by_method="variables-boundless"),
+    describe=describe,
+    minutes=120,
+    **COMMON,
+)
 LONGER = ("steps=800", f"methods=[{STACKED}, {DEEP}, {SHARED}]")
 VARIABLES_LONGER = Study(
     name="variables-longer",

@@ -21,7 +21,8 @@ from road_interp.training.study import studies
 
 pytestmark = pytest.mark.bits
 TIMED = {"bank", "cost", "engine", "joint-training", "throughput"}
-NEEDS_A_FILE = {"causalgym", "variables-longer", "variables-three", "variables-whitened", "variables-wider-grid"}  # see below
+OF_RAVEL = {f"variables-{name}": int(name == "longer") for name in ("boundless", "longer", "three", "whitened", "wider-grid")}
+NEEDS_A_FILE = {"causalgym", *OF_RAVEL}  # see below
 STUDIES = sorted(studies().keys() - TIMED - NEEDS_A_FILE)
 
 
@@ -83,10 +84,7 @@ def test_causalgym_on_a_built_in_task(tmp_path):
     measure_twice(tmp_path, "causalgym", f"templates={templates}")
 
 
-@pytest.mark.parametrize(
-    ("study", "seed"),
-    [("variables-longer", 1), ("variables-three", 0), ("variables-whitened", 0), ("variables-wider-grid", 0)],
-)
+@pytest.mark.parametrize(("study", "seed"), OF_RAVEL.items())
 def test_variables_of_ravels_format_on_the_nouns(tmp_path, study, seed):
     task = number_and_gender()
     attributes = {"Country": "number", "Continent": "gender", "Language": "number"}

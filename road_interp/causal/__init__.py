@@ -12,6 +12,7 @@ from road_interp.lazy import lazy_names
 if TYPE_CHECKING:
     from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
     from road_interp.causal.answered_questions import answered_rightly
+    from road_interp.causal.boundless_interchange import BoundlessInterchange
     from road_interp.causal.controls import ControlReport
     from road_interp.causal.cost import CostReport
     from road_interp.causal.counterfactuals import CounterfactualPairs, Pair, Splits, encode_pairs, read_pairs
@@ -34,6 +35,7 @@ _LAZY_IMPORTS = {
     "interchange_accuracy": "accuracy",
     "scan": "layer_scan",
     "answered_rightly": "answered_questions",
+    "BoundlessInterchange": "boundless_interchange",
     "ControlReport": "controls",
     "CostReport": "cost",
     "CounterfactualPairs": "counterfactuals",
@@ -67,6 +69,7 @@ _LAZY_IMPORTS = {
 }
 
 __all__ = [
+    "BoundlessInterchange",
     "ControlReport",
     "CostReport",
     "CounterfactualPairs",

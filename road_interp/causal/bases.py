@@ -48,12 +48,12 @@ class Columns(nn.Module):
 
 
 class PlaneRotations(nn.Module):
-    """The coordinates of RoAd's planes, with trained angles that are random at the start."""
+    """The coordinates of a stack of `depth` levels, one of which is RoAd's planes, with trained angles, random at the start."""
 
-    def __init__(self, width: int, seed: int) -> None:
+    def __init__(self, width: int, seed: int, depth: int = 1) -> None:
         super().__init__()
         self.count = width
-        self.theta = nn.Parameter(torch.pi * torch.randn(1, width // 2, generator=torch.Generator().manual_seed(seed)))
+        self.theta = nn.Parameter(torch.pi * torch.randn(depth, width // 2, generator=torch.Generator().manual_seed(seed)))
 
     def forward(self, dtype: torch.dtype) -> Maps:
         """The maps of states in a dtype."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -23,10 +23,10 @@ SCALINGS = 40  # of the rows of the masks, per forward pass
 class MaskedInterchange(nn.Module):
     """Interchange of coordinates in an orthonormal basis, each in proportion to learned masks, one per variable.
 
-    In the basis of the neurons this is desiderata-based masking (DBM; De Cao et al. 2020, Davies et al. 2023); in a trained one
-    boundless DAS (Wu et al. 2023); in the principal components of the states, DBM of those (Mueller et al. 2025); in rotated
-    planes, learned masks over their coordinates. Masks of several variables share a softmax with the choice of no variable, so
-    that a coordinate has one owner at most.
+    In the basis of the neurons this is desiderata-based masking (DBM; De Cao et al. 2020, Davies et al. 2023); in the principal
+    components of the states, DBM of those (Mueller et al. 2025); in rotated planes or a trained basis, learned masks over its
+    coordinates. Masks of several variables share a softmax with the choice of no variable, so that a coordinate has one owner at
+    most.
 
     Where those methods charge a penalty for every coordinate, here the number per variable is given: the softmax is scaled until
     every variable's proportions add up to it (Sinkhorn 1967), only roughly at low temperatures.
@@ -40,6 +40,8 @@ class MaskedInterchange(nn.Module):
     Raises:
         InputError: no numbers, or the variables need more coordinates than the basis has.
     """
+
+    temperatures: ClassVar = (1.0, 0.05)  # of the first and the last step of a training
 
     temperature: Tensor
     owners: Tensor

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from road_interp.causal.bases import Basis, Columns, InBasis, PlaneRotations, principal_components, whitening
+from road_interp.causal.boundless_interchange import BoundlessInterchange
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
@@ -75,10 +76,20 @@ def road_from_components(of: MethodInputs, depth: int) -> InBasis:
     return InBasis(road, columns)
 
 
-def _random_weight(of: MethodInputs) -> Tensor:
-    """A weight whose QR decomposition is a random basis with four times as many directions as the variables may own."""
-    count = min(of.width, 4 * of.coordinates * len(of.variables))
-    return torch.randn(of.width, count, generator=torch.Generator().manual_seed(of.seed)) / of.width**0.5
+def _random_basis(of: MethodInputs, count: int) -> Columns:
+    """A trained basis of `count` directions, random at the start, by QR decomposition."""
+    weight = torch.randn(of.width, count, generator=torch.Generator().manual_seed(of.seed)) / of.width**0.5
+    return Columns(weight, trained=True)
+
+
+def _wider_basis(of: MethodInputs) -> Columns:
+    """A trained basis with four times as many directions as the variables may own."""
+    return _random_basis(of, min(of.width, 4 * of.coordinates * len(of.variables)))
+
+
+def _deep(of: MethodInputs) -> int:
+    """The levels of a full-depth stack, and two for every coordinate of the variables."""
+    return butterfly.full_depth(of.width) + 2 * of.owned.total
 
 
 def _road(of: MethodInputs, depth: int) -> RoadInterchangeIntervention:
@@ -87,6 +98,10 @@ def _road(of: MethodInputs, depth: int) -> RoadInterchangeIntervention:
 
 def _masked(of: MethodInputs, basis: Basis | None) -> MaskedInterchange:
     return MaskedInterchange(len(of.variables), of.width, of.coordinates, basis)
+
+
+def _boundless(of: MethodInputs, basis: Basis) -> BoundlessInterchange:
+    return BoundlessInterchange(len(of.variables), basis)
 
 
 class VariableMethod(NamedTuple):
@@ -113,17 +128,23 @@ SHARED = "multi-task DAS"  # low-rank, one basis that the variables divide (MDAS
 SEPARATE, MASKED_BASIS = "DAS of each variable", "masked trained basis"
 METHODS: dict[str, VariableMethod] = {
     STACKED: VariableMethod(lambda of: _road(of, butterfly.full_depth(of.width)), 1e-1),
-    DEEP: VariableMethod(lambda of: _road(of, butterfly.full_depth(of.width) + 2 * of.owned.total), 2e-2),
+    DEEP: VariableMethod(lambda of: _road(of, _deep(of)), 2e-2),
     PLANES: VariableMethod(lambda of: _road(of, 1), 1e-1),
     FROM_COMPONENTS: VariableMethod(lambda of: road_from_components(of, butterfly.full_depth(of.width)), 1e-1),
     SHARED: VariableMethod(lambda of: of.owned.low_rank(of.width, seed=of.seed), 3e-3),
     SEPARATE: VariableMethod(lambda of: SeparateInterchanges(len(of.variables), of.width, of.coordinates, 1000 * of.seed), 2e-2),
     "masked neurons": VariableMethod(lambda of: _masked(of, None), 1e-1),
     "masked components": VariableMethod(lambda of: _masked(of, Columns(principal_components(of.states.cpu()))), 3e-3),
-    MASKED_BASIS: VariableMethod(lambda of: _masked(of, Columns(_random_weight(of), trained=True)), 3e-3),
+    MASKED_BASIS: VariableMethod(lambda of: _masked(of, _wider_basis(of)), 3e-3),
     "masked RoAd planes": VariableMethod(lambda of: _masked(of, PlaneRotations(of.width, of.seed)), 2e-2),
 }
 WHITENED = {f"{name}, whitened": METHODS[name].whitened() for name in (STACKED, DEEP, SHARED)}
+BOUNDLESS_DAS, BOUNDLESS_DEEP = "boundless DAS", "boundless deep RoAd"
+BOUNDLESS = {  # whose numbers of coordinates are learned; the stack is as deep as that of DEEP
+    BOUNDLESS_DAS: VariableMethod(lambda of: _boundless(of, _random_basis(of, of.width)), 2e-2),
+    BOUNDLESS_DEEP: VariableMethod(lambda of: _boundless(of, PlaneRotations(of.width, of.seed, _deep(of))), 2e-2),
+}
+KNOWN_METHODS = METHODS | WHITENED | BOUNDLESS
 RANDOM = "random subspace"
 
 

@@ -208,6 +208,7 @@ class VariablesReport(Result):
         disentangle: the mean of the variables' cause and isolation.
         interval: its 95% interval over clusters of entities, because pairs that share one are not independent.
         outcomes: for every pair whether the answer is the one that it should be.
+        owned: number of coordinates of every variable where the training chose it; otherwise empty.
     """
 
     task: str
@@ -223,6 +224,7 @@ class VariablesReport(Result):
     disentangle: float
     interval: tuple[float, float]
     outcomes: tuple[bool, ...]
+    owned: tuple[int, ...] = ()
 
 
 def measure_variables(
@@ -267,6 +269,7 @@ def measure_variables(
         float(np.mean([score.disentangle for score in scores])),
         (low, high),
         tuple(hits.tolist()),
+        getattr(interchange, "owned", ()),
     )
 
 

@@ -13,8 +13,17 @@ import torch
 from torch import nn
 
 from road_interp.arguments import check_argument
+from road_interp.causal.boundless_interchange import BoundlessInterchange
 from road_interp.causal.masked_interchange import MaskedInterchange
-from road_interp.causal.variable_methods import METHODS, NO_SWAP, RANDOM, WHITENED, MethodInputs, no_variable, whole_state
+from road_interp.causal.variable_methods import (
+    KNOWN_METHODS,
+    METHODS,
+    NO_SWAP,
+    RANDOM,
+    MethodInputs,
+    no_variable,
+    whole_state,
+)
 from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables, train_variables
 from road_interp.errors import InputError, did_you_mean
 from road_interp.measure.intervals import joined_seeds, mean_interval
@@ -153,20 +162,19 @@ def try_methods(
     Args:
         train, validation: runs of pairs with disjoint entities.
         coordinates: per variable.
-        methods: names of METHODS or WHITENED.
+        methods: names of KNOWN_METHODS.
         rates: learning rates by method; by default the one that METHODS gives each.
 
     Raises:
         InputError: an unknown method, no learning rate, or runs of another model, site, span or order of the variables.
     """
-    known = METHODS | WHITENED
     _check_same_place(train, validation)
     _check_rates(methods, rates or {})
     states = torch.cat((train.runs.bases, train.runs.sources)).float()
     inputs = MethodInputs(train.runs.site.width, train.variables, coordinates, states, seed)
     for name in methods:
-        for rate in (rates or {}).get(name, (known[name].learning_rate,)):
-            interchange = known[name].make(inputs).to(train.targets.device)
+        for rate in (rates or {}).get(name, (KNOWN_METHODS[name].learning_rate,)):
+            interchange = KNOWN_METHODS[name].make(inputs).to(train.targets.device)
             loss = _train(train, interchange, name, steps, rate, seed, progress)
             yield Trained(Trial(name, rate, loss, measure_variables(validation, interchange, name).disentangle), interchange)
 
@@ -226,19 +234,19 @@ def _train(
 ) -> float:
     """Train an interchange; the mean loss of the last tenth of its steps."""
     told = prefixed(progress, f"{name}, rate {rate:g}")
-    temperatures = (1.0, 0.05) if isinstance(interchange, MaskedInterchange) else None
+    learned = interchange if isinstance(interchange, MaskedInterchange | BoundlessInterchange) else None
+    temperatures = None if learned is None else learned.temperatures
     losses = train_variables(runs, interchange, steps, rate, seed=seed, temperatures=temperatures, progress=told)
-    if isinstance(interchange, MaskedInterchange):
-        interchange.harden()
+    if learned is not None:
+        learned.harden()
     return float(np.mean(losses[-max(1, steps // 10) :]))
 
 
 def _check_rates(methods: Sequence[str], rates: Mapping[str, Sequence[float]]) -> None:
     """Raise InputError for unknown methods, and for learning rates that are no list or of another method."""
-    known = METHODS | WHITENED
     for name in (*methods, *rates):
-        if name not in known:
-            raise InputError(f"unknown method '{name}'; {did_you_mean(name, known)}")
+        if name not in KNOWN_METHODS:
+            raise InputError(f"unknown method '{name}'; {did_you_mean(name, KNOWN_METHODS)}")
     for name, tried in rates.items():
         if name not in methods:
             raise InputError(f"learning rates of '{name}', which is not among the methods {', '.join(methods)}")

@@ -7,20 +7,15 @@ import torch
 
 from helpers.things import VARIABLES
 from road_interp.causal.bases import InBasis, principal_components, whitening
-from road_interp.causal.variable_methods import (
-    METHODS,
-    WHITENED,
-    MethodInputs,
-    SeparateInterchanges,
-)
+from road_interp.causal.variable_methods import KNOWN_METHODS, MethodInputs, SeparateInterchanges
 from road_interp.errors import InputError
 from road_interp.models.variable_coordinates import VariableCoordinates
 
 
-@pytest.mark.parametrize("name", [*METHODS, *WHITENED])
+@pytest.mark.parametrize("name", KNOWN_METHODS)
 def test_every_method_swaps_nothing_of_an_equal_source(name):
     states = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
-    interchange = (METHODS | WHITENED)[name].make(MethodInputs(32, VARIABLES, 2, states, seed=1))
+    interchange = KNOWN_METHODS[name].make(MethodInputs(32, VARIABLES, 2, states, seed=1))
     torch.testing.assert_close(interchange(states, states.clone(), subspaces=[[0], [1]] * 20), states, rtol=0, atol=1e-5)
     assert not torch.allclose(interchange(states, states.flip(0), subspaces=[[0], [1]] * 20), states, atol=1e-2)
 
@@ -64,10 +59,10 @@ def test_subspaces_of_separate_interchanges_are_checked():
             interchange(states, states, subspaces)
 
 
-@pytest.mark.parametrize("name", [*METHODS, *WHITENED])
+@pytest.mark.parametrize("name", KNOWN_METHODS)
 def test_interchanges_stay_in_fp32_beside_a_model_in_bf16(name):
     states = torch.randn(80, 16, generator=torch.Generator().manual_seed(0))
-    interchange = (METHODS | WHITENED)[name].make(MethodInputs(16, ("a", "b"), 2, states, 0))
+    interchange = KNOWN_METHODS[name].make(MethodInputs(16, ("a", "b"), 2, states, 0))
     inputs = {"base": states[:4], "source": states[4:8], "subspaces": [[0], [1], [0, 1], []]}
     with torch.no_grad():
         expected = interchange(**inputs)

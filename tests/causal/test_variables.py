@@ -14,6 +14,7 @@ from helpers.taught import word_tokenizer
 from helpers.things import ENTITIES, PROMPTS, VALUES, VARIABLES, model_of_things, nothing
 from road_interp.causal.answered_questions import answered_rightly
 from road_interp.causal.bases import Columns, InBasis
+from road_interp.causal.boundless_interchange import BoundlessInterchange
 from road_interp.causal.entity_task import EntityTask, draw_variable_pairs
 from road_interp.causal.interchange_runs import full_swap, no_swap
 from road_interp.causal.masked_interchange import MaskedInterchange
@@ -116,7 +117,7 @@ def test_a_full_swap_causes_everything(runs):
     assert all(score.cause > 0.9 and score.isolation < 0.1 for score in report.scores)
 
 
-@pytest.mark.parametrize("kind", ["road", "low_rank", "mask"])
+@pytest.mark.parametrize("kind", ["road", "low_rank", "mask", "borders"])
 def test_training_separates_the_variables(runs, kind):
     coordinates = VariableCoordinates({"colour": 4, "shape": 4})
     torch.manual_seed(0)
@@ -124,10 +125,11 @@ def test_training_separates_the_variables(runs, kind):
         "road": lambda: coordinates.road(32, depth=5, spread=3.0),
         "low_rank": lambda: coordinates.low_rank(32),
         "mask": lambda: MaskedInterchange(2, 32, 4, Columns(torch.randn(32, 32), trained=True)),
+        "borders": lambda: BoundlessInterchange(2, Columns(torch.randn(32, 32), trained=True)),
     }[kind]()
-    options = {"temperatures": (1.0, 0.1)} if kind == "mask" else {}
-    losses = train_variables(runs, interchange, 120, 0.05, **options)
-    if kind == "mask":
+    learned = kind in ("mask", "borders")
+    losses = train_variables(runs, interchange, 120, 0.05, temperatures=interchange.temperatures if learned else None)
+    if learned:
         interchange.harden()
     report = measure_variables(runs, interchange, kind, 4)
     assert losses[-1] < losses[0] / 2
