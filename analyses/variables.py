@@ -91,6 +91,8 @@ CHOSEN: Mapping[tuple[str, str], Mapping[str, float]] = {  # by model and entiti
         "masked components": 1e-1,
         MASKED_BASIS: 2e-2,
         "masked RoAd planes": 3e-3,
+        BOUNDLESS_DAS: 2e-2,
+        BOUNDLESS_DEEP: 2e-2,
     },
     (SMOLLM2, "physical_object"): {
         STACKED: 2e-2,

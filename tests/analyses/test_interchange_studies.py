@@ -169,8 +169,18 @@ def test_later_seeds_of_several_variables_take_the_rates_that_the_first_chose(kn
         assert script["rates_of"](replace(first_seed, seed=1, **changed)) == dict.fromkeys(methods, grid)
     assert script["rates_of"](replace(first_seed, seed=1, rates=(1e-4,))) == dict.fromkeys(methods, (1e-4,))
     assert script["rates_of"](settings(seed=1)) is None
+    if condition == "smollm2_city_16":
+        _check_rates_of_boundless_forms(script, replace(first_seed, seed=1))
     white = script["rates_of"](replace(first_seed, seed=1, methods=(*script["WHITENED"],)))
     assert white == dict.fromkeys(script["WHITENED"], grid)  # which no stored comparison has chosen
+
+
+def _check_rates_of_boundless_forms(script, second_seed):
+    """Those of the stored comparison with learned borders."""
+    found = VariablesComparison.load(RESULTS / "variables-boundless/smollm2_city_16/seed-0.json")
+    chosen = {report.method: (report.rate,) for report in found.reports if report.rate}
+    assert {*chosen} == {script["SHARED"], *script["BOUNDLESS"]}
+    assert script["rates_of"](replace(second_seed, methods=(*chosen,))) == chosen
 
 
 def test_no_swap_has_no_interval_in_the_figure_either(known, monkeypatch, tmp_path):
