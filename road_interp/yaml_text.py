@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from road_interp.errors import InputError, one_line
+from road_interp.errors import InputError, first_line, one_line
 from road_interp.files import read_text
 
 
@@ -75,7 +75,7 @@ def _parsed(text: str) -> Any:
     loader = _Loader(text)
     try:
         return loader.get_single_data()
-    except RecursionError as error:
-        raise yaml.YAMLError(str(error)) from None
+    except (RecursionError, ValueError, LookupError, AttributeError) as error:  # PyYAML's for a value such as 2023-02-30
+        raise yaml.YAMLError(first_line(error)) from None
     finally:
         loader.dispose()

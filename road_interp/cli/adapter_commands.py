@@ -21,9 +21,9 @@ from road_interp.cli.options import (
     print_figures,
     print_result,
 )
-from road_interp.cli.output_file import check_output_file, default_output, name_of
+from road_interp.cli.output_file import check_figure_folder, check_output_file, default_output, name_of
 from road_interp.errors import InputError
-from road_interp.files import check_folder, is_file
+from road_interp.files import is_file
 from road_interp.progress import progress_bar, waiting
 from road_interp.sources import local_folder, readable_name
 
@@ -45,7 +45,7 @@ def inspect(
     """Print angles and magnitudes of the planes at every site, and draw the figures."""
     folder = local_folder(adapter)
     out = out or default_output(folder, Path("figures") / name_of(folder))
-    check_folder(out)
+    check_figure_folder(out)
     with waiting("reading and drawing the adapter"):
         from road_interp import measure
         from road_interp.plots import export
@@ -68,6 +68,7 @@ def report(
     """Write one self-contained HTML page: scores, answers to test texts, figures, sites, and a view of single planes."""
     from road_interp.files import write_atomically
     from road_interp.plots.html_report import report_page
+    from road_interp.recipes.paths import data_ids
     from road_interp.runs.run import Run
     from road_interp.runs.run_files import RECIPE, own_files
 
@@ -76,7 +77,7 @@ def report(
     run = Run.load(folder) if is_file(folder / RECIPE) else None
     name = name_of(folder)
     out = out or default_output(folder, Path(f"{name}.html"))
-    check_output_file(out, "--out", own_files(folder))
+    check_output_file(out, "--out", [*own_files(folder), *(() if run is None else data_ids(run.recipe))])
     contents = ("", [], []) if run is None else (_summary(run), _score_tables(run), _answers(run))
     write_atomically(out, report_page(loaded, name, *contents))
     print_result(as_json, {"page": str(out)}, f"page: {out}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import sys
 from typing import TYPE_CHECKING
 
@@ -33,7 +35,13 @@ def main_of(study: Study) -> None:
 
 
 def main() -> None:
-    """Run the command line. Wrong input prints one line and exits with code 2, a failed run with code 1."""
+    """Run the command line. Wrong input prints one line and exits with code 2, a failed run with code 1.
+
+    It prints UTF-8, also into a pipe of Windows, whose encoding does not have every text.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(encoding="utf-8")
     try:
         with exit_on_error(PROGRAM):
             COMMAND(standalone_mode=False)

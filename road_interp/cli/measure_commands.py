@@ -26,9 +26,9 @@ from road_interp.cli.options import (
     print_figures,
     quiet_libraries,
 )
-from road_interp.cli.output_file import default_output, name_of
+from road_interp.cli.output_file import check_figure_folder, default_output, name_of
 from road_interp.errors import InputError
-from road_interp.files import check_folder, is_file
+from road_interp.files import is_file
 from road_interp.progress import Progress, progress_bar
 from road_interp.sources import SMOLLM2, local_folder
 
@@ -83,7 +83,7 @@ def drift(
     from road_interp.models.loading import load_tokenizer
 
     if out is not None:
-        check_folder(out)
+        check_figure_folder(out)
     if options.token is not None:
         check_token(options.token)
     process = PartialState(cpu=not torch.cuda.is_available())
@@ -91,6 +91,7 @@ def drift(
     with progress_bar(process.is_main_process) as update:
         before, after = _load_both(base, tuned, update)
         tokenizer = load_tokenizer(before.recipe)
+        _check_same_tokens(before, after, texts)
         template = _template_of_runs(base, tuned)
         prompts = texts if template is None else format_prompts(template, texts, tokenizer)
         report = measure.drift(
@@ -115,7 +116,7 @@ def _read_texts(data: str, column: str, limit: int | None) -> list[str]:
     rows = read_rows(data, None, "test")
     check_column(rows, column, data, "--text")
     check_texts(rows[column], column, data)
-    return (rows if limit is None else subsample(rows, limit))[column]
+    return list((rows if limit is None else subsample(rows, limit))[column])
 
 
 class _Loaded(NamedTuple):
@@ -133,6 +134,26 @@ def _load_both(base: str, tuned: str, progress: Progress) -> tuple[_Loaded, _Loa
     before = _load_model_or_run(base, settings)
     progress(f"loading {tuned}")
     return before, _load_model_or_run(tuned, settings)
+
+
+def _check_same_tokens(base: _Loaded, tuned: _Loaded, texts: list[str]) -> None:
+    """Raise InputError for a text of which the tokeniser of `tuned`, if it has one, makes other tokens than that of `base`.
+
+    Both models read those of `base`.
+    """
+    from road_interp.models.loading import load_tokenizer
+
+    if base.recipe.id == tuned.recipe.id:
+        return
+    try:
+        tokenizers = [load_tokenizer(each.recipe) for each in (base, tuned)]
+    except InputError:  # a model can be saved without one
+        return
+    tokens = (tokenizer(texts, verbose=False)["input_ids"] for tokenizer in tokenizers)
+    for text, one, other in zip(texts, *tokens, strict=True):
+        if one != other:
+            what = f"{base.name} and {tuned.name} have other tokens for the text {text[:40]!r}"
+            raise InputError(f"{what}, and drift would read those of {base.name} in both: compare models of one tokeniser")
 
 
 def _recipes_of_runs(*identifiers: str) -> list[Any]:
@@ -202,7 +223,9 @@ def ablate(
         typer.Option(help="further groups to ablate: layer, kind or planes; may be repeated; all by default"),
     ] = None,
     refit: Annotated[bool, typer.Option("--refit", help="also score the components with a refitted head")] = False,
-    out: Annotated[Path | None, typer.Option(help="folder for the figure and its data; by default figures")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for the figure and its data; by default figures/NAME, for a run NAME")
+    ] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -210,8 +233,9 @@ def ablate(
     from road_interp.measure.ablation import BY
     from road_interp.plots import export
 
-    out = out or default_output(local_folder(run), Path("figures"))
-    check_folder(out)
+    folder = local_folder(run)
+    out = out or default_output(folder, Path("figures") / name_of(folder))
+    check_figure_folder(out)
     report = _ablate(run, limit, by or BY, refit, device)
     path = export.draw_ablation(report, out)
     if as_json:
@@ -268,7 +292,7 @@ def diagnose(
     with progress_bar(other is not None) as update:
         scorer = None if other is None else make_scorer(other, limit, device, update)
     checks = []
-    if len(loaded.recipe.task_names) > 1:
+    if len(loaded.recipe.task_names) > 1 and len(loaded.composition.tasks) > 1:
         checks.append(measure.fails_to_compose(loaded.composition, margin))
     if is_one_number(loaded):
         checks.append(measure.needs_magnitudes(_ablate(run, limit, (), False, device), margin))
@@ -371,7 +395,7 @@ def bench(
     from road_interp.recipes.loader import builtin_recipes, load_throughput_recipe
 
     if out is not None:
-        check_folder(out)
+        check_figure_folder(out)
     is_recipe = model in builtin_recipes() or Path(model).suffix in (".yaml", ".yml")  # a path may also be a .gguf model
     source = model if is_recipe else {"kind": "throughput", "model": {"id": model}, "requests": [1, 2, 4, 8, 16]}
     recipe = load_throughput_recipe(source, joined(overrides, workload.overrides, options.overrides))

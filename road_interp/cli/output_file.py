@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from road_interp.adapters.file_names import DESCRIPTION, RUN_RECIPE
 from road_interp.errors import InputError
+from road_interp.files import check_folder, is_file
 
 
 def check_output_file(path: Path, option: str, read: Iterable[str] = ()) -> None:
@@ -21,11 +23,22 @@ def check_output_file(path: Path, option: str, read: Iterable[str] = ()) -> None
         raise InputError(f"{option}: '{path}' cannot be written ({error.strerror})") from None
     if is_folder:
         raise InputError(f"{option}: '{path}' is a folder")
+    if path.is_symlink():
+        raise InputError(f"{option}: '{path}' is a link, which would be replaced: give the path that it leads to")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{option}: '{path}' is no regular file, and would be replaced by one")
     if not path.parent.is_dir():
         raise InputError(f"{option}: the folder '{path.parent}' does not exist")
     there = [each for each in map(os.path.expanduser, read) if os.path.exists(each)]
     if path.is_file() and any(path.samefile(each) or path.resolve().parent.samefile(each) for each in there):
         raise InputError(f"{option}: '{path}' is the file that is read, or one of them; choose another name")
+
+
+def check_figure_folder(folder: Path) -> None:
+    """Raise InputError if a folder cannot hold figures, or holds a run or an adapter, whose files have such names."""
+    check_folder(folder)
+    if any(is_file(folder / name) for name in (RUN_RECIPE, DESCRIPTION)):
+        raise InputError(f"--out: '{folder}' holds a run or an adapter, whose files figures would replace: choose another folder")
 
 
 def name_of(folder: Path) -> str:

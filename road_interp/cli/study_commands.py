@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from road_interp.cli.options import AsJson, Overrides, app, console, grouped, joined, print_figures, print_result, quiet_libraries
+from road_interp.cli.output_file import check_figure_folder
 from road_interp.errors import InputError
 from road_interp.progress import progress_bar, waiting
 
@@ -74,6 +75,7 @@ def _run(name: str, options: StudyOptions, selection: Selection, as_json: bool) 
         from road_interp.training.study_pieces import read_study, run_study
 
         chosen = find_study(name)
+    check_figure_folder(selection.figures)
     if selection.redraw:
         report = read_study(chosen, options)
     else:

@@ -115,13 +115,14 @@ def predict(
     quiet_libraries()
     from road_interp.data.labelled import read_texts
     from road_interp.files import write_atomically
+    from road_interp.recipes.paths import data_ids
     from road_interp.runs.prediction import predictions_csv
     from road_interp.runs.run import Run
     from road_interp.runs.run_files import own_files
 
-    if out is not None:
-        check_output_file(out, "--out", [texts, *own_files(local_folder(run))])
     trained = Run.load(run)
+    if out is not None:
+        check_output_file(out, "--out", [texts, *own_files(trained.folder), *data_ids(trained.recipe)])
     given = read_texts(trained.classification_recipe("predict").data, texts)
     with progress_bar() as update:
         predictions = trained.predict(given, device=device, progress=update)

@@ -143,11 +143,20 @@ def by_length(tokens: Dataset) -> np.ndarray:
     return np.argsort([len(ids) for ids in tokens["input_ids"]], kind="stable")
 
 
+def check_max_length(tokenizer: PreTrainedTokenizerBase, max_length: int, pair: bool) -> None:
+    """Raise InputError if `max_length` has no room for a token of a text, or of both texts of a pair."""
+    special = tokenizer.num_special_tokens_to_add(pair=pair)
+    if max_length < (least := special + 1 + pair):
+        what = "pair of texts" if pair else "text"
+        raise InputError(f"model.max_length is {max_length}; a {what} has {special} special tokens: give {least} at least")
+
+
 def tokenize(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """Tokenise every example to `input_ids`, `attention_mask` and `labels`, truncated to `max_length` tokens and unpadded.
 
-    Raises InputError for a text without tokens, of which a model would read padding.
+    Raises InputError for a text without tokens, of which a model would read padding, and as `check_max_length`.
     """
+    check_max_length(tokenizer, max_length, "text_pair" in examples.column_names)
 
     def encode(batch: Mapping[str, list[Any]]) -> dict[str, Any]:
         encoded = tokenizer(batch["text"], batch.get("text_pair"), truncation=True, max_length=max_length)

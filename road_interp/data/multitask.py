@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from road_interp.arguments import check_argument
+from road_interp.arguments import check_argument, lone_surrogate
 from road_interp.data.answer_extraction import Question, extract_answer
 from road_interp.data.behaviours import PARTS, Behaviour, Review, answer_parts, behaviour
 from road_interp.data.labelled import read_examples
@@ -186,10 +186,14 @@ def _prompts_and_answers(
     rows = rows.select(range(min(limit, len(rows))))
     try:
         prompt, answer = TEMPLATES.from_string(task.prompt), TEMPLATES.from_string(answer_template)
-        return [(prompt.render(row), answer.render(row)) for row in map(with_nulls, rows)]
+        pairs = [(prompt.render(row), answer.render(row)) for row in map(with_nulls, rows)]
     except TEMPLATE_ERRORS as error:
         columns = ", ".join(rows.column_names)
         raise InputError(f"task '{name}': a template fails ({error}); the columns of '{source}' are {columns}") from None
+    for row, pair in enumerate(pairs):
+        if lone := lone_surrogate("".join(pair)):
+            raise InputError(f"task '{name}': row {row} of '{source}' has {lone}, half of a character, which no tokeniser reads")
+    return pairs
 
 
 def format_prompts(
@@ -213,6 +217,8 @@ def format_prompts(
         empty = template.render(prompt=ending)
     except TEMPLATE_ERRORS as error:
         raise InputError(f"template: {error}; its only variable is `prompt`") from None
+    if lone := lone_surrogate(empty):
+        raise InputError(f"template: it has {lone}, half of a character, which no tokeniser reads")
     template_length = len(tokenizer(empty, add_special_tokens=False)["input_ids"])
     limit = recipe.model.max_length - template_length - recipe.scoring.max_new_tokens
     if limit < 1:

@@ -48,4 +48,7 @@ def _json_of(value: Any) -> None:
 TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=with_nulls)
 TEMPLATES.tests["none"] = lambda value: value is None or value is NULL
 TEMPLATES.policies["json.dumps_kwargs"] = {"sort_keys": True, "default": _json_of}
-TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError)  # Jinja's, and those of its expressions
+TEMPLATE_ERRORS = (  # Jinja's, and those of its expressions and filters
+    *(TemplateError, TypeError, ValueError, ArithmeticError, LookupError),
+    *(AttributeError, AssertionError, RuntimeError),
+)

@@ -190,13 +190,19 @@ class TrainingRecipe:
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
-        _require(self.epochs > 0, "epochs", self.epochs, "positive")
-        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        _require(self.gradient_accumulation >= 1, "gradient_accumulation", self.gradient_accumulation, "at least 1")
+        _require(0 < self.epochs < 2**31, "epochs", self.epochs, "positive, and a number of passes over the data")
+        _require(1 <= self.batch_size < 2**31, "batch_size", self.batch_size, "at least 1, and a number of examples")
+        accumulated = self.gradient_accumulation
+        _require(1 <= accumulated < 2**31, "gradient_accumulation", accumulated, "at least 1, and a number of batches")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         _require(self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, "0 (no clipping) or more")
         _require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "a fraction below 1")
-        _require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
+        _require(
+            self.max_steps is None or 1 <= self.max_steps < 2**31,
+            "max_steps",
+            self.max_steps,
+            "at least 1, and a number of steps",
+        )
 
 
 class _YamlRecipe:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from road_interp.errors import InputError
-from road_interp.files import is_file, read_json_object
+from road_interp.files import is_dir, is_file, read_json_object
 from road_interp.from_mapping import from_mapping
 from road_interp.recipes.paths import data_ids, leads_from, with_paths
 from road_interp.recipes.schema import TrainableRecipe
@@ -28,7 +28,8 @@ class Origin:
     Attributes:
         directory: the working directory, from which relative paths of the recipe lead to model and data; empty on the Hub, where
             they lead from that of the reader.
-        files: the sha256 of every data file, by its id in the recipe; data sets of the Hub and folders are left out.
+        files: the sha256 of every data file, and of the names and contents in every data folder, by its id in the recipe; data
+            sets of the Hub are left out.
         from_run: the path of `directory` from the run folder, which leads to data that have moved together with it; None in
             older runs, and on another drive.
     """
@@ -40,7 +41,7 @@ class Origin:
     @classmethod
     def here(cls, recipe: TrainableRecipe, folder: Path) -> Origin:
         """The origin of a run that starts in the working directory and is written to `folder`."""
-        hashes = {each: sha256_of(each) for each in data_ids(recipe)}
+        hashes = {each: data_digest(each) for each in data_ids(recipe)}
         files = {name: digest for name, digest in hashes.items() if digest is not None}
         try:
             from_run = os.path.relpath(Path.cwd(), folder.resolve())
@@ -75,7 +76,7 @@ class Origin:
             folder: where the run is now.
         """
         for name, expected in self.files.items():
-            if sha256_of(self._located(name, folder)) not in (None, expected):
+            if data_digest(self._located(name, folder)) not in (None, expected):
                 hint = "restore it, train again, or score other data (--data)"
                 raise InputError(f"data file '{name}' has changed since the run was started: {hint}")
 
@@ -88,6 +89,16 @@ class Origin:
             if leads_from(directory, identifier):
                 return identifier if directory == Path.cwd() else str(directory / identifier)
         return identifier
+
+
+def data_digest(identifier: str) -> str | None:
+    """The hash of a local data file, or of names and contents of the files of a local folder; None for anything else."""
+    folder = Path(os.path.expanduser(resolve(identifier))) if is_here(identifier) else None
+    if folder is None or not is_dir(folder):
+        return sha256_of(identifier)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    contents = [(path.relative_to(folder).as_posix(), sha256_of(str(path))) for path in files]
+    return hashlib.sha256(repr(contents).encode()).hexdigest()
 
 
 def sha256_of(identifier: str) -> str | None:

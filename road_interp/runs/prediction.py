@@ -17,6 +17,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from road_interp.arguments import lone_surrogate
 from road_interp.data.batches import batches_by_length
 from road_interp.data.head_outputs import check_logits
+from road_interp.data.labelled import check_max_length
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
@@ -81,7 +82,11 @@ def compute_logits(
 
 
 def padded_batch(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int) -> BatchEncoding:
-    """Texts, or pairs of texts, as one batch of tensors, truncated to `max_length` tokens and padded."""
+    """Texts, or pairs of texts, as one batch of tensors, truncated to `max_length` tokens and padded.
+
+    Raises InputError as `check_max_length`.
+    """
+    check_max_length(tokenizer, max_length, not isinstance(texts[0], str))
     columns = zip(*((text,) if isinstance(text, str) else text for text in texts), strict=True)
     return tokenizer(*map(list, columns), truncation=True, max_length=max_length, padding=True, return_tensors="pt")
 

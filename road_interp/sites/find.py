@@ -122,9 +122,10 @@ def parse_layers(layers: Layers, depth: int) -> set[int]:
             if match[1]:
                 wanted.append(int(match[1]))
                 continue
-            if int(match[3]) < int(match[2]):
+            first, last = int(match[2]), int(match[3])
+            if last < first:
                 raise InputError(f"layers '{layers}': the range '{text}' ends before it begins")
-            wanted += range(int(match[2]), int(match[3]) + 1)
+            wanted += range(first, last + 1) if last < depth else [last]  # which does not exist
     else:
         array: Any = layers
         given = array.tolist() if hasattr(layers, "tolist") else layers

@@ -13,7 +13,7 @@ from typing import Any
 from road_interp.errors import InputError
 from road_interp.files import exists
 from road_interp.recipes.paths import data_ids
-from road_interp.runs.origin import sha256_of
+from road_interp.runs.origin import data_digest, sha256_of
 from road_interp.sources import PACKAGE
 
 Inputs = Mapping[str, Callable[[Any], Sequence[Path]]]  # by setting, the files that a piece with a recipe reads
@@ -23,8 +23,8 @@ DIGITS = 16  # of a sha256
 def digests(recipe: Any, inputs: Inputs) -> dict[str, str]:
     """The beginning of the sha256 of every file that a piece reads, by setting and file; none for settings without a path.
 
-    Data files of a recipe are those of the setting "data"; a package fixes the content of its own. Of several files with one
-    name, in different folders, the second is "NAME 2". A model that is a local file or folder has one hash, of the setting
+    Data files and folders of a recipe are those of the setting "data"; a package fixes the content of its own. Of several with
+    one name, in different folders, the second is "NAME 2". A model that is a local file or folder has one hash, of the setting
     "model".
 
     Raises:
@@ -34,7 +34,7 @@ def digests(recipe: Any, inputs: Inputs) -> dict[str, str]:
     found = {f"{name}/{path.name}": _digest(path) for name, paths in given.items() for path in paths}
     names = Counter[str]()
     for each in dict.fromkeys(data_ids(recipe)):
-        if not each.startswith(PACKAGE) and (digest := sha256_of(each)) is not None:
+        if not each.startswith(PACKAGE) and (digest := data_digest(each)) is not None:
             names[name := f"data/{Path(each).name}"] += 1
             found[name if names[name] == 1 else f"{name} {names[name]}"] = digest[:DIGITS]
     model = getattr(recipe, "model", None)  # an id, or the section that holds it

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from road_interp.errors import InputError, did_you_mean
+from road_interp.files import check_folder
 from road_interp.from_mapping import from_mapping
 from road_interp.models.loading import find_device
 from road_interp.progress import Progress, silent
@@ -35,6 +36,7 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
         InputError: an unknown condition, a file that is not a result of this study, or no pieces at all.
     """
     _check_conditions(study, options)
+    check_folder(options.folder)
     chosen = options.only or _measurable(study, options)
     _warn_of_replaced(study, chosen, options)
     for slug in chosen:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from road_interp.errors import InputError, one_line
 from road_interp.files import read_json_object, write_atomically
+from road_interp.models.hidden_states import unwrap_model
 from road_interp.models.intervention import RoadIntervention
 from road_interp.models.road_model import RoadModel
 from road_interp.rotation import plane_maps
@@ -35,6 +37,7 @@ class RoadTrainer(Trainer):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        _check_tokens(self._model, (self.train_dataset, self.eval_dataset))
         # RoadModel.forward has **kwargs, from which the Trainer concludes that its losses are divided by the accumulated steps.
         self.model_accepts_loss_kwargs = False
         leave_to_fsdp(self._model)
@@ -161,6 +164,19 @@ class _EpochSampler(LengthGroupedSampler):
 
 
 @torch.no_grad()
+def _check_tokens(model: Any, datasets: Iterable[Any]) -> None:
+    """Raise InputError for a token that the model has no embedding of, as after `add_tokens` of its tokeniser alone."""
+    backbone = unwrap_model(getattr(model, "road", model))
+    known = getattr(backbone.get_input_embeddings(), "num_embeddings", math.inf)
+    tokens = [each["input_ids"] for each in datasets if isinstance(each, Dataset) and "input_ids" in each.column_names]
+    largest = max((token for rows in tokens for ids in rows for token in ids), default=0)
+    if largest >= known:
+        raise InputError(
+            f"the texts have token {largest}, and the model has {known} embeddings: call its resize_token_embeddings, and save "
+            "it with this tokeniser"
+        )
+
+
 def find_invalid_parameter(model: nn.Module) -> str:
     """A description of the first rotation or trainable parameter that is not finite or not invertible; empty if all are valid."""
     for road in (module for module in model.modules() if isinstance(module, RoadModel)):

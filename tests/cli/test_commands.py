@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -22,7 +23,7 @@ from helpers.models import random_adapter, tiny_model
 from helpers.recipes import recipe_for
 from road_interp import measure
 from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.cli import tables
+from road_interp.cli import app, tables
 from road_interp.measure.ablation import AblationReport
 from road_interp.measure.throughput import ThroughputReport
 from road_interp.progress import progress_bar
@@ -36,6 +37,15 @@ from road_interp.training.arguments import INTEGRATION_TO_CALLBACK
 def test_the_version_is_that_of_the_package(capsys, monkeypatch):
     assert run(capsys, monkeypatch, "--version")[:2] == (0, f"road-interp {metadata.version('road-interp')}\n")
     assert road_interp.__version__ == metadata.version("road-interp")
+
+
+def test_every_text_can_be_printed_into_a_pipe_of_windows(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed := io.BytesIO(), encoding="cp1252"))
+    monkeypatch.setattr(sys, "argv", ["road-interp", "study", "size", "--only", "\u65e5\u672c"])
+    with pytest.raises(SystemExit):
+        app.main()
+    print("\u65e5\u672c", flush=True)
+    assert printed.getvalue().decode() == "\u65e5\u672c\n"
 
 
 @pytest.mark.rendered
@@ -190,6 +200,19 @@ def test_an_interrupt_during_the_figures_says_how_to_go_on(capsys, monkeypatch, 
     assert f"interrupted; go on with: the same command, --resume --out {folder}" in err
 
 
+@pytest.mark.parametrize("kind", ["adapter", "run"])
+def test_figures_do_not_replace_the_files_of_a_run(capsys, monkeypatch, finished, workplace, tmp_path, kind):
+    folder = tmp_path / kind
+    {"adapter": finished.adapter.save, "run": partial(shutil.copytree, finished.folder)}[kind](folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    drift = ("drift", workplace / "model", finished.folder, workplace / "data.csv", "--limit", "2")
+    for command in (("inspect", folder), ("ablate", finished.folder, "--limit", "2"), drift, ("study", "size", "--quick")):
+        code, _, err = run(capsys, monkeypatch, *command, "--out", folder)
+        assert code == 2
+        assert f"{kind}' holds a run or an adapter, whose files figures would replace: choose another folder" in err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("kind", ["adapter", "peft", "run"])
 def test_nothing_is_written_into_a_folder_that_is_read(capsys, monkeypatch, finished, tmp_path, kind):
     folder = tmp_path / kind
@@ -203,6 +226,7 @@ def test_nothing_is_written_into_a_folder_that_is_read(capsys, monkeypatch, fini
     assert sorted(path.name for path in folder.rglob("*")) == before
     assert {path.name for path in (tmp_path / "here").iterdir()} == {"figures", f"{kind}.html"}
     assert (tmp_path / "here" / "figures" / kind / "angles.png").is_file()
+    assert (tmp_path / "here" / "figures" / kind / "ablation.png").is_file() == (kind == "run")
     monkeypatch.chdir(folder)
     for command in ("inspect", "report", *(["ablate"] if kind == "run" else [])):
         code, _, err = run(capsys, monkeypatch, command, ".")
@@ -392,6 +416,22 @@ def test_drift_of_a_run_does_not_count_rounding(capsys, monkeypatch, workplace, 
     code, out, err = run(capsys, monkeypatch, "drift", folder, tmp_path / "other", workplace / "data.csv", "--limit", 2)
     assert (code, out) == (2, "")
     assert "the runs have model.dtype bfloat16 and float32" in err
+
+
+def test_drift_of_models_with_other_tokens_is_refused(capsys, monkeypatch, workplace, tmp_path):
+    other = shutil.copytree(workplace / "model", tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    words["fine"], words["grand"] = words["grand"], words["fine"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    asked = ("drift", workplace / "model", other, workplace / "data.csv", "--limit", 20, "--json")
+    code, out, err = run(capsys, monkeypatch, *asked)
+    assert (code, out) == (2, "")
+    assert "have other tokens for the text" in err
+    for path in other.glob("*token*"):
+        path.unlink()
+    code, _, err = run(capsys, monkeypatch, *asked)  # the states of a model without a tokeniser
+    assert code == 0, err
 
 
 def test_drift_prints_a_table_and_draws(capsys, monkeypatch, workplace, tmp_path):

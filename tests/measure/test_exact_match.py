@@ -131,6 +131,10 @@ BROKEN = {
     "template: 'input' is undefined; its only variable is `prompt`": {"template": "{{ prompt }} {{ input }}"},
     "task 'sums': a template fails .division by zero.": {"tasks.sums.reference": "{{ 1 / 0 }}"},
     "task 'sums': a template fails .object of type 'int' has no len": {"tasks.sums.answer": "{{ 3 | length }}"},
+    "task 'sums': a template fails .'int' object has no attribute 'splitlines'": {"tasks.sums.answer": "{{ 3 | wordwrap(5) }}"},
+    "task 'sums': a template fails .expected length": {"tasks.sums.answer": "{{ 'abc' | truncate(-1) }}"},
+    "task 'sums': a template fails .at least one item": {"tasks.sums.answer": "{{ cycler() }}"},
+    "task 'sums': row 0 of .* has .ud83d, half of a character": {"tasks.sums.answer": "{{ '\\ud83d' }}"},
     "model.max_length 4 is too small for a prompt": {"model.max_length": 4},
 }
 
@@ -139,6 +143,13 @@ BROKEN = {
 def test_templates_that_fail_are_told_before_anything_is_written(asked, tmp_path, message):
     recipe = load_recipe(asked, [f"{key}={value!r}" for key, value in BROKEN[message].items()])
     with pytest.raises(InputError, match=message):
+        train(recipe, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_half_of_a_character_in_the_template_is_refused(asked, tmp_path):
+    recipe = load_recipe(asked, [r'template="\ud83d {{ prompt }}"'])  # as an emoji in JSON, of which YAML makes two halves
+    with pytest.raises(InputError, match="template: it has .ud83d, half of a character"):
         train(recipe, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 

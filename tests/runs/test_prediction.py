@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import os
 from dataclasses import asdict, replace
 
 import pandas
@@ -154,6 +155,8 @@ def test_the_file_that_is_read_is_not_replaced(finished, workplace, capsys, monk
         ("predict", finished.folder, mine, "--out", tmp_path / "." / "mine.csv"),
         ("evaluate", finished.folder, "--data", mine, "--predictions", mine),
         ("evaluate", finished.folder, "--predictions", data),  # the file of the run
+        ("predict", finished.folder, mine, "--out", data),
+        ("report", finished.folder, "--out", data),
         *(
             (*command, option, finished.folder / own)
             for command, option in (
@@ -173,6 +176,11 @@ def test_the_file_that_is_read_is_not_replaced(finished, workplace, capsys, monk
     code, _, err = run(capsys, monkeypatch, "predict", finished.folder, mine, "--out", "x" * 300)
     assert (code, "cannot be written (File name too long)" in err) == (2, True)
     assert mine.read_bytes() == data.read_bytes() == before
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link.csv").symlink_to("mine.csv")
+    for name, message in (("pipe", "is no regular file, and would be replaced"), ("link.csv", "is a link, which would be")):
+        code, _, err = run(capsys, monkeypatch, "predict", finished.folder, data, "--out", name)
+        assert (code, message in err) == (2, True)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(InputError, match="is the file that is read"):
         check_output_file(mine, "--predictions", ["~/mine.csv"])  # as a recipe names data

@@ -38,6 +38,18 @@ from road_interp.training.trainer import RoadTrainer, checkpoint_errors, last_ch
 pytestmark = pytest.mark.training
 
 
+def test_tokens_without_an_embedding_are_refused(workplace, tmp_path):
+    shutil.copytree(workplace / "model", tmp_path / "model")
+    tokenizer = load_tokenizer(str(tmp_path / "model"))
+    tokenizer.add_tokens(["splendid"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "data.csv").write_text((workplace / "data.csv").read_text() + "splendid,positive\n" * 20)
+    recipe = recipe_for(workplace, f"model.id={tmp_path / 'model'}", f"data.id={tmp_path / 'data.csv'}", "training.max_steps=1")
+    token = len(tokenizer) - 1
+    with pytest.raises(InputError, match=f"the texts have token {token}, and the model has {token} embeddings: call its resize"):
+        train(recipe, tmp_path / "run", progress=False)
+
+
 def test_a_run_folder_holds_everything_and_learns(finished, workplace):
     names = {path.name for path in finished.folder.iterdir()}
     assert names == {

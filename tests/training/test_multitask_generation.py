@@ -662,6 +662,15 @@ def test_a_run_of_behaviours_is_ablated_and_diagnosed(finished, tmp_path, capsys
         assert message in err.splitlines()[-1]
 
 
+def test_a_run_with_one_behaviour_is_diagnosed_without_the_question_of_composition(workplace, tmp_path, capsys, monkeypatch):
+    reply = f"{{id: {workplace / 'pairs.jsonl'}, prompt: '{{{{ question }}}}', answer: '{{{{ reply.text }}}}', examples: 8}}"
+    tasks = f"tasks={{label: {{behaviour: label, examples: 8}}, reply: {reply}}}"
+    train(recipe_for(workplace, tasks, "training.max_steps=1"), tmp_path / "run", progress=False)
+    code, out, err = run(capsys, monkeypatch, "diagnose", tmp_path / "run", "--limit", 2, "--json")
+    assert code == 0, err
+    assert [check["question"] for check in json.loads(out)["checks"]] == ["Does the adapter rely on its magnitudes?"]
+
+
 def test_the_name_of_a_method_tells_its_trainings_apart():
     labels = {
         "": "road_1, shares, co-activation 0.5",

@@ -213,6 +213,28 @@ def test_data_of_a_recipe_that_changed_are_refused(study, measured, tmp_path):
         run_study(trains, given)
 
 
+def test_data_in_a_folder_that_changed_are_refused(study, measured, tmp_path):
+    (data := tmp_path / "films").mkdir()
+    (data / "train.csv").write_text("text,label\nfine,positive\n")
+    trains = replace(study, recipe="sentiment-minilm", inputs={}, conditions={"plain": Condition("plain")})
+    trains = replace(trains, measure=lambda piece: Measured(piece.condition, piece.seed, 0))
+    given = options(tmp_path, seeds=(0,), overrides=(f"data.id={data}", "data.filter=null"))
+    run_study(trains, given)
+    (data / ".cache").write_text("not of the data")
+    read_study(trains, given)
+    (data / "train.csv").write_text("text,label\nfine,negative\n")
+    with pytest.raises(InputError, match="seed-0.json' was measured with another data/films; choose another --results"):
+        run_study(trains, given)
+
+
+def test_results_in_a_file_are_refused_before_anything_is_measured(study, measured, tmp_path):
+    (tmp_path / "file").write_text("")
+    for results in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(InputError, match="file' is a file, not a folder"):
+            run_study(study, replace(options(tmp_path, seeds=(0,)), results=results))
+    assert measured == []
+
+
 def test_data_files_of_one_name_in_different_folders_are_told_apart(study, measured, tmp_path):
     for name in ("train", "held-out"):
         (tmp_path / name).mkdir()
