@@ -30,10 +30,6 @@ class BoundlessInterchange(nn.Module):
         variables: number of variables.
         basis: one of `road_interp.causal.bases`, with at least as many coordinates as variables.
 
-    Attributes:
-        num_subspaces: number of variables.
-        owned: number of coordinates of every variable; empty before `harden`.
-
     Raises:
         InputError: no number, no basis, or more variables than coordinates.
     """

@@ -86,13 +86,13 @@ class ForwardWrapper:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output, transformed."""
         output = self._forward(*args, **kwargs)
-        tracing = torch.compiler.is_compiling()
-        if len(self._registered) == 1 and not tracing and not torch.is_grad_enabled():
-            scope, transform = self._registered[0]  # a shortcut with the same result: at one token per row, lists take time
+        tracing, registered = torch.compiler.is_compiling(), self._registered
+        if len(registered) == 1 and not tracing and not torch.is_grad_enabled():
+            scope, transform = registered[0]  # a shortcut with the same result: at one token per row, lists take time
             return transform(output, False) if scope.is_active else output
         if tracing:
             self._check_one_call()
-        transforms = [each.transform for each in self._registered if tracing or each.scope.is_active]
+        transforms = [each.transform for each in registered if tracing or each.scope.is_active]
         for transform in transforms:
             output = transform(output, tracing)
             if torch.is_grad_enabled() and (len(transforms) > 1 or self._module._forward_hooks):

@@ -30,7 +30,7 @@ def generation_setting(model: PreTrainedModel, inputs: Mapping[str, Any], name: 
     if name in inputs:
         return inputs[name]
     given = getattr(inputs.get("generation_config"), name, None)
-    return getattr(model.generation_config, name, None) if given is None else given
+    return getattr(getattr(model, "generation_config", None), name, None) if given is None else given
 
 
 def complete_config(model: PreTrainedModel, given: GenerationConfig | None) -> GenerationConfig:

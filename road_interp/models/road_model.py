@@ -304,6 +304,7 @@ class RoadModel(IntervenableModel):
         if any(isinstance(prompt, str) for prompt in prompts) and tokenizer is None:
             raise InputError("prompts that are texts need tokenizer=; or give token ids")
         ids = [tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
+        self._check_generates()
         config = complete_config(self.model, generation_config)
         if unknown := config.update(**settings):
             raise InputError(f"'{min(unknown)}' is neither an argument of generate_batch nor a setting of GenerationConfig")
@@ -325,6 +326,7 @@ class RoadModel(IntervenableModel):
         bank while it runs; other calls of the model are errors until it ends. Raises InputError for positions other than "all"
         and "prompt", and while the rotations are attached or merged or a call of the model runs.
         """
+        self._check_generates()
         return self._engine(positions, complete_config(self.model, generation_config), engine_config, sizes)
 
     def _engine(
@@ -632,10 +634,14 @@ class RoadModel(IntervenableModel):
                 "as pyvene's unit_locations"
             )
 
-    def _check_generation(self, rows: RowArguments, positions: Positions | None, inputs: Mapping[str, Any]) -> None:
-        """Raise InputError for a model that generates no text, and for inputs of `generate` whose rotations are not known."""
+    def _check_generates(self) -> None:
+        """Raise InputError for a model that generates no text."""
         if not hasattr(self.model, "generate"):
             raise InputError(f"{type(self.model).__name__} generates no text: load the model with load_model(id, 'causal-lm')")
+
+    def _check_generation(self, rows: RowArguments, positions: Positions | None, inputs: Mapping[str, Any]) -> None:
+        """Raise InputError for a model that generates no text, and for inputs of `generate` whose rotations are not known."""
+        self._check_generates()
         if self._applied() != "attached":  # else the attached model's `generate` checks
             by_row = any(given is not None and len(given) > 1 for given in rows)
             check_generation(self.model, inputs, by_row, self.positions if positions is None else positions)

@@ -144,10 +144,10 @@ class RotationContext:
         """The maps of a pass that begins: fixed in a call, else the last ones if the coefficients have not made others."""
         if not self._is_attached and self._maps is not None:
             return self._maps
-        maps = self._coefficients.maps()
-        if self._maps is None or maps is not self._maps.maps:
-            self._maps = RowMaps(maps)
-        return self._maps
+        maps, last = self._coefficients.maps(), self._maps
+        if last is None or maps is not last.maps:
+            last = self._maps = RowMaps(maps)
+        return last
 
     def _read_views(self) -> tuple[int, list[tuple[Tensor, Tensor | None]]] | None:
         """The version of the maps, and the real numbers of each site's, from which compiled code reads them."""
@@ -205,10 +205,10 @@ class RotationContext:
                 kind = type(module).__name__
                 raise InputError(f"positions {self._positions!r}: {kind} does not name its inputs: give them by name")
             prompt = self._thread.prompt if self._prompt is None else self._prompt
-            self._last = select_tokens(self._model, self._positions, prompt, inputs)
-            self._thread.current = self._thread.current._replace(selection=self._last)
+            selection = self._last = select_tokens(self._model, self._positions, prompt, inputs)
+            self._thread.current = self._thread.current._replace(selection=selection)
             if torch.is_grad_enabled() and checkpoints_gradients(self._model):
-                self._checkpointed.add(self._last)
+                self._checkpointed.add(selection)
 
     def _check_modules(self) -> None:
         """Raise InputError for a module on the way to a site that was replaced since `attached` began, which nothing rotates, or

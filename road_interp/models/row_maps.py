@@ -28,7 +28,7 @@ class RowMaps:
     @property
     def by_row(self) -> bool:
         """Whether rows have maps of their own."""
-        return self.maps[0].a.ndim > 1
+        return self.maps[0].a.ndim > 1 and len(self.maps[0].a) > 1
 
     @cached_property
     def rows(self) -> int:

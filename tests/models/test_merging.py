@@ -73,6 +73,19 @@ def test_weights_that_have_changed_since_they_were_rotated_are_not_overwritten(c
     assert all(torch.equal(tensor, changed[name]) for name, tensor in model.model.state_dict().items() if not tensor.is_meta)
 
 
+def test_a_small_change_beside_one_large_weight_is_seen_in_half_precision():
+    base = tiny_model("Llama", "causal-lm").to(torch.bfloat16)
+    weight = base.model.layers[0].self_attn.q_proj.weight
+    with torch.no_grad():
+        weight[0, 0] = 20 * weight.float().square().mean().sqrt()
+    model = RoadModel(base, random_adapter(find_sites(base, "attention-qk")))
+    model.merge()
+    with torch.no_grad():
+        weight[1:] *= 1.03
+    with pytest.raises(InputError, match="weight of 'model.layers.0.self_attn.q_proj' has changed since it was rotated"):
+        model.unmerge()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_weights_are_restored_after_changes_that_were_undone(dtype):
     model = road_model(target_modules="attention-qk")

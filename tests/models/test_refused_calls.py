@@ -272,8 +272,10 @@ def test_subspaces_of_another_form_than_pyvenes_are_refused():
 
 def test_a_model_without_generation_says_how_to_load_one_that_has_it():
     base = tiny_model("Bert")
-    with pytest.raises(InputError, match="BertModel generates no text: load the model with load_model"):
-        RoadModel(base, random_adapter(find_sites(base, "mlp"))).generate(token_batch())
+    model = RoadModel(base, random_adapter(find_sites(base, "mlp")))
+    for call in (lambda: model.generate(token_batch()), lambda: model.generate_batch([[1, 2]]), model.continuous_batching):
+        with pytest.raises(InputError, match="BertModel generates no text: load the model with load_model"):
+            call()
     with pytest.raises(InputError, match=r"not BertModel: give load\(folder, model\), or use from_pyvene\(model, folder\)"):
         RoadModel.load(base, "folder")
 

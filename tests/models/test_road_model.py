@@ -49,6 +49,13 @@ def test_wrapped_forward_equals_pyvenes_loop(architecture, target_modules, varia
         torch.testing.assert_close(model(base=batch)[1].logits, slow, rtol=0, atol=1e-6)
 
 
+def test_the_original_output_of_a_model_that_generates_no_text():
+    base, batch = tiny_model("Bert"), token_batch()
+    original, output = RoadModel(base, random_adapter(find_sites(base, "mlp")))(batch, output_original_output=True)
+    assert torch.equal(original.last_hidden_state, base(**batch).last_hidden_state)
+    assert (output.last_hidden_state - original.last_hidden_state).abs().max() > 1e-5
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("target_modules", TARGET_MODULES)
 def test_the_identity_is_bitwise_exact(architecture, target_modules):

@@ -286,13 +286,13 @@ def test_experts_of_a_mixture_take_one_adapter_for_all_rows():
     inside = [name for name, _ in base.named_modules() if re.fullmatch(r"encoder\..*\.experts\..*\.wi", name)]
     sites = tuple(Site(name, base.get_submodule(name).out_features) for name in inside)
     adapter = random_adapter(sites)
-    batch = {"input_ids": torch.randint(3, 60, (2, 3)), "decoder_input_ids": torch.zeros(2, 1, dtype=torch.long)}
+    batch = {"input_ids": torch.randint(3, 60, (4, 8)), "decoder_input_ids": torch.zeros(4, 1, dtype=torch.long)}
     expected = RoadModel(base, adapter)(batch)[1].logits
     torch.testing.assert_close(RoadModel(base, RoadBank({"a": adapter}))(batch)[1].logits, expected, **CLOSE)
     with RoadModel(base, RoadBank({"a": adapter})).attached(["a"]):
         torch.testing.assert_close(base(**batch).logits, expected, **CLOSE)
     with pytest.raises(InputError, match=r"site 'encoder.*experts.*' is inside the experts of a mixture"):
-        RoadModel(base, RoadBank({"a": adapter, "b": adapter}))(batch, adapter_names=["a", "b"])
+        RoadModel(base, RoadBank({"a": adapter, "b": adapter}))(batch, adapter_names=["a", "b"] * 2)
 
 
 def test_experts_in_a_part_of_the_model_that_is_called_by_itself():
