@@ -15,7 +15,7 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, Trainer
+from transformers import PreTrainedModel, PrinterCallback, Trainer
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -23,7 +23,6 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from road_interp.errors import InputError, one_line
 from road_interp.files import read_json_object, write_atomically
-from road_interp.models.hidden_states import unwrap_model
 from road_interp.models.intervention import RoadIntervention
 from road_interp.models.road_model import RoadModel
 from road_interp.rotation import plane_maps
@@ -166,8 +165,8 @@ class _EpochSampler(LengthGroupedSampler):
 @torch.no_grad()
 def _check_tokens(model: Any, datasets: Iterable[Any]) -> None:
     """Raise InputError for a token that the model has no embedding of, as after `add_tokens` of its tokeniser alone."""
-    backbone = unwrap_model(getattr(model, "road", model))
-    known = getattr(backbone.get_input_embeddings(), "num_embeddings", math.inf)
+    backbone = next((each for each in model.modules() if isinstance(each, PreTrainedModel)), None)
+    known = math.inf if backbone is None else getattr(backbone.get_input_embeddings(), "num_embeddings", math.inf)
     tokens = [each["input_ids"] for each in datasets if isinstance(each, Dataset) and "input_ids" in each.column_names]
     largest = max((token for rows in tokens for ids in rows for token in ids), default=0)
     if largest >= known:

@@ -329,6 +329,9 @@ def test_labels_of_other_classes_are_not_scored(workplace, tmp_path):
     (data / "train.csv").write_text(text)
     run = train(recipe_for(workplace, f"data.id={data}", "training.max_steps=2"), tmp_path / "run", progress=False)
     (data / "train.csv").write_text(text.replace(",positive", ",another"))
+    origin = json.loads((run.folder / "origin.json").read_text())
+    (run.folder / "origin.json").write_text(json.dumps({**origin, "files": {}}))  # as of a data set of the Hub
+    run = Run.load(run.folder)
     for use in (lambda: evaluate(run, progress=False), lambda: make_scorer(run), lambda: answers_of(run)):
         with pytest.raises(InputError, match="labels of its data are another, negative now, and were negative, positive when it"):
             use()

@@ -70,6 +70,9 @@ def test_labels_of_other_classes_are_not_scored(folder, tmp_path):
     (data / "train.csv").write_text(text)
     run = train(recipe_for(folder, f"tasks.tone.labels.id={data}", "training.max_steps=2"), tmp_path / "run", progress=False)
     (data / "train.csv").write_text(text.replace(",positive", ",another"))
+    origin = json.loads((run.folder / "origin.json").read_text())
+    (run.folder / "origin.json").write_text(json.dumps({**origin, "files": {}}))  # as of a data set of the Hub
+    run = Run.load(run.folder)
     message = "labels of task 'tone' are another, negative now, and were negative, positive when it was trained"
     for use in (lambda: evaluate(run, progress=False), lambda: MultiTaskScorer(run), lambda: answers_by_task(run)):
         with pytest.raises(InputError, match=message):
