@@ -21,7 +21,7 @@ RATE_OF_BORDERS = 10  # times that of the basis, as in pyvene's tutorial of boun
 class BoundlessInterchange(nn.Module):
     """Interchange of consecutive coordinates in an orthonormal basis, whose number per variable is learned.
 
-    In a trained basis of all directions this is boundless DAS (Wu et al. 2023, section 3): the first variable owns the
+    In a trained basis of all directions this is a form of boundless DAS (Wu et al. 2023): the first variable owns the
     coordinates up to the first border, the second those from there to the second, no variable those behind the last. Every
     border is a sigmoid of the position, which sharpens with the temperature. The proportions of a coordinate add up to 1 over
     the variables and "no variable". All begin with equal parts. No penalty bounds the parts: the loss of isolation does.
