@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,8 +69,9 @@ class RoadAdapter:
     def __post_init__(self) -> None:
         parse_positions(self.positions)
         plane_maps.check_variant(self.variant)
-        sites = "the sites of find_sites(model, ...)"
-        if not checked_list("RoadAdapter", self.sites, Site, sites):
+        sites = checked_list("RoadAdapter", self.sites, Site, "the sites of find_sites(model, ...)")
+        object.__setattr__(self, "sites", tuple(sites))
+        if not sites:
             raise InputError("an adapter needs at least one site")
         names = [site.name for site in self.sites]
         for name in names:
@@ -232,9 +235,10 @@ class RoadAdapter:
         if weights is not None and (isinstance(weights, str) or not isinstance(weights, Iterable)):
             raise InputError(f"the mean needs a list of weights, one per adapter, not {weights!r}")
         weights = [1.0] * len(averaged) if weights is None else list(weights)
-        if len(weights) != len(averaged) or min(weights) < 0 or sum(weights) == 0:
+        is_numbers = all(isinstance(weight, Real) and math.isfinite(weight) for weight in weights)
+        if not is_numbers or len(weights) != len(averaged) or min(weights) < 0 or sum(weights) == 0:
             raise InputError(
-                f"the mean of {len(averaged)} adapters needs as many weights, none negative, not all zero, not {weights}"
+                f"the mean of {len(averaged)} adapters needs as many finite weights, none negative, not all zero, not {weights}"
             )
         first = averaged[0]
         for adapter in averaged:
@@ -345,6 +349,7 @@ class RoadAdapter:
         interrupted save leaves the previous adapter intact. Processes that save into one folder wait for each other. Raises
         InputError where the folder, or one above it, is a file, and for the folder of a run.
         """
+        check_argument("save", folder, (str, os.PathLike), "a folder")
         check_folder(Path(folder))
         storage.save(self._values, Path(folder))
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from road_interp.adapters.bank import BASE
-from road_interp.arguments import checked_list
+from road_interp.arguments import check_argument, checked_list
 from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
 from road_interp.sites.site import Site
@@ -38,6 +38,9 @@ class TaskPlanes:
     owned: Mapping[str, Mapping[str, Bool[Tensor, " planes"]]]
 
     def __post_init__(self) -> None:
+        sites = checked_list("TaskPlanes", self.sites, Site, "the sites of an adapter, adapter.sites")
+        object.__setattr__(self, "sites", tuple(sites))
+        check_argument("TaskPlanes", self.owned, Mapping, "a mask per task and site; for lists of planes, TaskPlanes.from_json")
         if not self.owned:
             raise InputError("TaskPlanes needs at least one task")
         for task in self.owned:
@@ -45,9 +48,12 @@ class TaskPlanes:
                 raise InputError(f"'{task}' cannot be the name of a task: '+' joins tasks and {BASE} means no task")
         known = {site.name: site for site in self.sites}
         for task, masks in self.owned.items():
+            lists = "a mask per site; for lists of planes, TaskPlanes.from_json"
+            check_argument(f"TaskPlanes, task '{task}',", masks, Mapping, lists)
             for name, mask in masks.items():
                 if name not in known:
                     raise InputError(f"task '{task}' owns planes of '{name}', which is not a site")
+                check_argument(f"TaskPlanes, task '{task}', site '{name}',", mask, Tensor, "a boolean mask of its planes")
                 if mask.dtype != torch.bool or mask.shape != (known[name].width // 2,):
                     raise InputError(
                         f"task '{task}', site '{name}': needs a boolean mask of shape ({known[name].width // 2},), "
@@ -177,6 +183,7 @@ class TaskPlanes:
         """Tasks from lists of plane indices, as in `to_json`. Raises InputError for anything else."""
         if not isinstance(content, Mapping):
             raise InputError(f"planes of tasks must be a mapping of tasks to sites and planes, not {content!r}")
+        sites = checked_list("TaskPlanes.from_json", sites, Site, "the sites of an adapter, adapter.sites")
         plane_counts = {site.name: site.width // 2 for site in sites}
         owned: dict[str, dict[str, Tensor]] = {}
         for task, lists in content.items():

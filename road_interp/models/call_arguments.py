@@ -50,6 +50,12 @@ def check_no_inputs(options: Mapping[str, Any]) -> None:
         raise InputError(f"'{name}' is an input of the model: give it in the mapping of its inputs, with the tokens")
 
 
+def check_given_once(base: Mapping[str, Any], named: Mapping[str, Any]) -> None:
+    """Raise InputError for an argument that stands in the mapping of the inputs and beside it."""
+    if name := next((each for each in named if each in base), None):
+        raise InputError(f"'{name}' is given twice, in the mapping of the inputs and beside it: give it once")
+
+
 def check_new_cache(inputs: Mapping[str, Any]) -> None:
     """Raise InputError for a cache in the inputs of two passes, of which both would write into it."""
     if any(value is not None and (name in STATES or isinstance(value, Cache)) for name, value in inputs.items()):

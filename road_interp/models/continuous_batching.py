@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from road_interp.arguments import is_whole
+from road_interp.arguments import check_argument, is_whole
 from road_interp.errors import InputError
 from road_interp.models.batching_engine import check_settings, make_engine
 from road_interp.models.compatibility import check_rotated_once
@@ -51,6 +51,12 @@ def check_prompts(prompts: Sequence[Prompt]) -> None:
         if not isinstance(prompt, str | Sequence | Tensor) or (isinstance(prompt, Tensor) and prompt.ndim != 1):
             kind = f"a tensor of shape {tuple(prompt.shape)}" if isinstance(prompt, Tensor) else type(prompt).__name__
             raise InputError(f"a prompt is a text or a list of token ids, not {kind}")
+
+
+def check_new_tokens(most: int | None) -> None:
+    """Raise InputError for a largest number of new tokens that is no whole number above 0; None stands for that of a config."""
+    if most is not None and (not is_whole(most) or most < 1):
+        raise InputError(f"max_new_tokens must be a whole number, at least 1, not {most!r}")
 
 
 @dataclass
@@ -92,7 +98,8 @@ class ContinuousBatching:
         positions: "all", or "prompt" for the tokens of the prompts only.
         generation_config: transformers' settings of the generation, complete.
         engine_config: transformers' ContinuousBatchingConfig; some of its settings are fixed (`batching_engine.ENGINE`).
-        sizes: longest prompt, most new tokens and number of requests, where they are known; the engine's cache is made for them.
+        sizes: longest prompt, most new tokens and number of requests, where they are known; the engine's cache is made for
+            them, and fills the memory without them.
 
     Raises:
         InputError: positions and settings that the engine cannot have.
@@ -110,6 +117,8 @@ class ContinuousBatching:
         if positions not in POSITIONS:
             known = " or ".join(POSITIONS)
             raise InputError(f"continuous batching joins rows: its positions can be {known}, not {positions!r}")
+        if model.config.is_encoder_decoder:
+            raise InputError(f"continuous batching runs decoders only, and {type(model).__name__} has an encoder: use generate")
         check_settings(generation_config)
         if (inside := site_in_experts(model, selection.rotations.sites)) is not None:
             raise InputError(IN_EXPERTS.format(inside))
@@ -186,6 +195,7 @@ class ContinuousBatching:
         """
         if self._manager is None:
             raise InputError("the engine is not started: add requests inside `with model.continuous_batching() as engine:`")
+        check_argument("add", wanted, Wanted, "Wanted('a') for the adapter 'a'")
         ids = _token_ids(prompt)
         self._check_fits(ids, max_new_tokens)
         with self._lock:
@@ -243,7 +253,7 @@ class ContinuousBatching:
     @property
     def fatal_error(self) -> Exception | None:
         """The error that stopped the engine, if one did."""
-        return self._manager.background_thread_status.fatal_error
+        return None if self._manager is None else self._manager.background_thread_status.fatal_error
 
     def _next(self, name: str, request: _Request) -> GenerationOutput:
         """The next output of a request. One of those who wait reads the outputs of all requests."""
@@ -290,7 +300,7 @@ class ContinuousBatching:
                 self._table.release(request.row)
 
     def _known(self, name: str) -> _Request:
-        request = self._requests.get(name)
+        request = self._requests.get(name) if isinstance(name, str) else None
         if request is None:
             raise InputError(f"'{name}' is not a request of this engine, or it was cancelled, or its output returned before")
         return request
@@ -302,8 +312,7 @@ class ContinuousBatching:
         if unknown := [token for token in ids if not 0 <= token < vocabulary]:
             raise InputError(f"{unknown[0]} is not a token of the model, which has {vocabulary}")
         new_tokens = self._manager.generation_config.max_new_tokens if max_new_tokens is None else max_new_tokens
-        if new_tokens is not None and new_tokens < 1:
-            raise InputError(f"max_new_tokens must be at least 1, not {new_tokens}")
+        check_new_tokens(new_tokens)
         if new_tokens is None:
             raise InputError("neither the request nor the generation config says how many tokens: max_new_tokens")
         settings, text_config = self._manager.continuous_batching_config, self._model.config.get_text_config()

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.sites.positions import Positions
 
@@ -35,9 +36,16 @@ def generation_setting(model: PreTrainedModel, inputs: Mapping[str, Any], name: 
 
 def complete_config(model: PreTrainedModel, given: GenerationConfig | None) -> GenerationConfig:
     """The given settings, and those of the model where they are None, as `generate` completes them."""
+    check_config(given)
     config = copy.deepcopy(model.generation_config if given is None else given)
     config.update(**model.generation_config.to_dict(), defaults_only=True)
     return config
+
+
+def check_config(given: Any) -> None:
+    """Raise InputError for settings of the generation that are no GenerationConfig."""
+    if given is not None:
+        check_argument("generation_config", given, GenerationConfig, "GenerationConfig(max_new_tokens=20)")
 
 
 def check_generation(model: PreTrainedModel, inputs: Mapping[str, Any], by_row: bool, positions: Positions) -> None:
@@ -51,6 +59,7 @@ def check_generation(model: PreTrainedModel, inputs: Mapping[str, Any], by_row: 
         inputs: all arguments of `generate`, by name.
         by_row: whether rows have an adapter, task or strength of their own.
     """
+    check_config(inputs.get("generation_config"))
     if generation_setting(model, inputs, "cache_implementation") == "paged":
         raise InputError("cache_implementation='paged' runs an engine in a thread of its own: use RoadModel.generate_batch")
     kind, scale = model.config.model_type, generation_setting(model, inputs, "guidance_scale")

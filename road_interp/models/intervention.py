@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from road_interp.arguments import is_whole
 from road_interp.errors import InputError, did_you_mean
 from road_interp.models.subspaces import entries_of_rows, expanded_parts
 from road_interp.rotation import plane_maps
@@ -70,6 +71,9 @@ class RoadIntervention(
                 "Pass an instance, as in {'component': 'encoder.layer[0].output.output', 'intervention': RoadIntervention(768)}, "
                 "or latent_dim in a config of types"
             )
+        if not is_whole(embed_dim):
+            raise InputError(f"RoadIntervention: embed_dim is the width of the hidden state, a whole number, not {embed_dim!r}")
+        plane_maps.check_variant(variant)
         parts = expanded_parts(subspace_partition)
         super().__init__(embed_dim=embed_dim, keep_last_dim=True, **kwargs)
         self.subspace_partition = parts

@@ -136,8 +136,11 @@ def check_mergeable(module: Any, site: Site, shared: set[int]) -> None:
                 f"site '{site.name}' cannot be merged: its {name} is offloaded, or computed anew in every call; load the model "
                 "without that"
             )
-    if id(module.weight) in shared:
-        raise InputError(f"site '{site.name}' cannot be merged: its weight is tied to another module, which would be rotated too")
+    for name in ("weight", "bias"):
+        if id(getattr(module, name)) in shared:
+            raise InputError(
+                f"site '{site.name}' cannot be merged: its {name} is tied to another module, which would be rotated too"
+            )
     if not module.weight.is_floating_point():
         raise InputError(f"site '{site.name}' cannot be merged: its weight is quantised ({module.weight.dtype})")
     outputs = module.weight.shape[1 if isinstance(module, Conv1D) else 0]

@@ -22,6 +22,7 @@ from road_interp.arguments import check_argument
 from road_interp.errors import InputError, shown
 from road_interp.models import pyvene_io
 from road_interp.models.call_arguments import (
+    check_given_once,
     check_known,
     check_new_cache,
     check_no_inputs,
@@ -31,7 +32,7 @@ from road_interp.models.call_arguments import (
 )
 from road_interp.models.coefficients import BankMaps, Rotations
 from road_interp.models.compatibility import check_made_for, check_without_peft, warn_of_other_weights
-from road_interp.models.continuous_batching import ContinuousBatching, Prompt, check_prompts
+from road_interp.models.continuous_batching import ContinuousBatching, Prompt, check_new_tokens, check_prompts
 from road_interp.models.factor_table import Wanted
 from road_interp.models.forward_wrapper import CallScope, Wrappers
 from road_interp.models.generate_arguments import check_generation, compiles_generation, complete_config
@@ -47,7 +48,7 @@ from road_interp.models.row_selection import RowSelection
 from road_interp.models.row_sites import check_media, site_outside_text
 from road_interp.models.site_interventions import device_of, site_intervention
 from road_interp.models.token_selection import given_rows, prompt_mask
-from road_interp.sites.module_tree import refuse_never_called, refuse_shared
+from road_interp.sites.module_tree import check_model, refuse_never_called, refuse_shared
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site
 
@@ -84,9 +85,9 @@ class RoadModel(IntervenableModel):
         planes: TaskPlanes | None = None,
     ) -> None:
         """Freeze the base model, and put an intervention at every site of the adapter."""
-        check_argument("RoadModel", base_model, nn.Module, "a transformers model, such as that of load_model(id)")
         if isinstance(base_model, RoadModel):
             raise InputError("RoadModel needs a transformers model, not a RoadModel: give its model, road_model.model")
+        check_model("RoadModel", base_model, "a transformers model, such as that of load_model(id)")
         check_argument("RoadModel(planes=...)", planes, (TaskPlanes, type(None)), "TaskPlanes.split(tasks, adapter.sites)")
         check_without_peft(base_model)
         self.bank = adapter if isinstance(adapter, RoadBank) else None
@@ -177,8 +178,9 @@ class RoadModel(IntervenableModel):
                     base, sources, unit_locations, source_representations, subspaces, labels, output_original_output,
                     return_dict, use_cache, intervention_additional_kwargs,
                 )  # fmt: skip
-        original = self._unrotated(self.model, base) if output_original_output else None
         extra = {key: value for key, value in (("labels", labels), ("use_cache", use_cache)) if value is not None}
+        check_given_once(base, extra)
+        original = self._unrotated(self.model, base) if output_original_output else None
         with self._rotating(rows, positions, base):
             rotated = self.model(**base, **extra)
         if return_dict:
@@ -212,6 +214,7 @@ class RoadModel(IntervenableModel):
         """
         base = checked_inputs(base, kwargs)
         check_no_inputs(kwargs)
+        check_given_once(base, kwargs)
         inputs, rows = {**base, **kwargs}, RowArguments(adapter_names, tasks, strengths=strengths)
         rows.check(given_rows(inputs))
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
@@ -236,7 +239,7 @@ class RoadModel(IntervenableModel):
         prompt = prompt_mask(self.model, inputs)
         is_compiled = compiles_generation(self.model, inputs)
         head_inputs = nullcontext() if is_compiled else contiguous_head_inputs(self.model)
-        with head_inputs, self._rotating(rows, positions, base, prompt, is_compiled=is_compiled):
+        with torch.no_grad(), head_inputs, self._rotating(rows, positions, base, prompt, is_compiled=is_compiled):
             rotated = self.model.generate(**base, **kwargs)
         return original, rotated
 
@@ -297,6 +300,7 @@ class RoadModel(IntervenableModel):
             InputError: another number of entries than prompts, an unknown name or setting, or other positions.
         """
         check_prompts(prompts)
+        check_new_tokens(max_new_tokens)
         RowArguments(adapter_names, tasks, strengths=strengths).check(len(prompts), "prompt")
         if not prompts:
             return []

@@ -339,6 +339,7 @@ class RotationContext:
             if not selection.rotates:
                 return output
             if owned and whole and selection.mask is None and not tracing and not torch.is_grad_enabled():
+                _check_states(output, site)
                 # Shortcut with the same result: at one token per row, the calls of the general path take longer than the product.
                 maps = self._maps_for(output, site).for_batch(index, output, site)
                 if COMPLEX.get(output.dtype) is maps.a.dtype and has_complex_form(maps, output, group_size):

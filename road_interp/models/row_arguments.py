@@ -27,6 +27,8 @@ class RowArguments(NamedTuple):
             count: of the rows; None where it is not known.
             kind: what a row is in errors, such as "prompt".
         """
+        if hasattr(self.strengths, "tolist"):
+            raise InputError("strengths are numbers, one per row: give strengths.tolist()")
         given: dict[str, Any] = self._asdict()
         sizes: dict[int, str] = {}
         for field, values in given.items():
@@ -48,8 +50,6 @@ class RowArguments(NamedTuple):
         several = [f"{size} {name}" for size, name in sizes.items() if size > 1]
         if len(several) > 1:
             raise InputError(f"{several[0]} and {several[1]} are given; give as many, one per {kind}, or one for all")
-        if hasattr(self.strengths, "tolist"):
-            raise InputError("strengths are numbers, one per row: give strengths.tolist()")
         for value in numbers_of(self.strengths or ()):
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise InputError(f"{value!r} is not a strength: use finite numbers, 1 for the adapter as it is, 0 for none")

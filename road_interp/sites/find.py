@@ -19,6 +19,7 @@ from road_interp.arguments import check_argument, is_whole
 from road_interp.errors import InputError
 from road_interp.sites.attention_roles import attention_roles, slice_of_role
 from road_interp.sites.module_tree import (
+    check_model,
     experts_in_tensors,
     is_in_attention,
     is_linear,
@@ -63,7 +64,7 @@ def find_sites(
         InputError: something that is no model, no module matches, the model has two stacks and `stack` is None, a width is odd,
             or a layer does not exist.
     """
-    check_argument("find_sites", model, nn.Module, "a model, such as load_model('gpt2')[0]")
+    check_model("find_sites", model, "a model, such as load_model('gpt2')[0]")
     if not isinstance(target_modules, Iterable | Site):
         presets = ", ".join(PRESETS)
         raise InputError(f"find_sites needs target_modules, not {target_modules!r}: give {presets}, or a regular expression")
@@ -78,11 +79,13 @@ def find_sites(
         else:
             selected = _pattern_sites(model, entry, stack)
         found |= {site.name: site for site in selected}
-    sites = list(found.values())
+    others = _other_stacks(model, stack)
+    sites = [site for site in found.values() if not site.module.startswith(others)]
     if layers is not None:
         sites = _in_layers(sites, layers, layer_stacks(model), stack)
     if not sites:
-        raise InputError(f"no site of {type(model).__name__} matches {target_modules!r} in layers {layers!r}")
+        where = f"in layers {layers!r}" if stack is None else f"in layers {layers!r} of {stack}"
+        raise InputError(f"no site of {type(model).__name__} matches {target_modules!r} {where}")
     return in_module_order(sites, model)
 
 
@@ -219,10 +222,13 @@ def _select_stack(model: PreTrainedModel, stack: str | None) -> tuple[str, nn.Mo
     return next(iter(stacks.items()))
 
 
+def _other_stacks(model: PreTrainedModel, stack: str | None) -> tuple[str, ...]:
+    """What the paths of modules in other block stacks begin with; nothing if no stack is chosen."""
+    return () if stack is None else tuple(f"{name}." for name in layer_stacks(model) if name != _select_stack(model, stack)[0])
+
+
 def _pattern_sites(model: PreTrainedModel, pattern: str, stack: str | None) -> Iterator[Site]:
-    stacks = layer_stacks(model)
-    chosen = None if stack is None else _select_stack(model, stack)[0]
-    others = tuple(f"{name}." for name in stacks if chosen not in (None, name))
+    stacks, others = layer_stacks(model), _other_stacks(model, stack)
     modules = {
         name: module
         for name, module in model.named_modules()

@@ -15,10 +15,18 @@ from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError, first_line
 
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError)  # of a model's own code
 Hooks = list[tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]]  # register function, hook, its keyword arguments
+
+
+def check_model(function: str, model: object, make: str) -> None:
+    """Raise InputError unless `model` is a module with the config of transformers' models. Arguments as in `check_argument`."""
+    check_argument(function, model, nn.Module, make)
+    if not hasattr(model, "config"):
+        raise InputError(f"{function} needs a transformers model, and {type(model).__name__} has no config: give {make}")
 
 
 def layer_stacks(model: PreTrainedModel) -> dict[str, nn.ModuleList]:

@@ -90,6 +90,16 @@ def test_planes_round_trip_through_json():
     assert not TaskPlanes.from_json({"x": {"a": []}}, SITES).of("x")["a"].any()
 
 
+def test_sites_may_be_a_list():
+    model = tiny_model("Llama")
+    sites = [*find_sites(model, "mlp")]
+    identity = RoadAdapter.identity(sites)
+    adapter = RoadAdapter(sites, identity.theta, identity.alpha)
+    owned = TaskPlanes.split(["x", "y"], sites).owned
+    for planes in (TaskPlanes(sites, owned), TaskPlanes(tuple(sites), owned)):
+        assert RoadModel(model, adapter, planes=planes).planes.sites == adapter.sites == tuple(sites)
+
+
 def test_planes_are_shown_in_one_line():
     assert repr(TaskPlanes.split(["x", "y"], SITES)) == f"TaskPlanes(x, y at {len(SITES)} sites)"
 
@@ -142,6 +152,11 @@ def test_a_site_outside_the_blocks_is_split_by_its_planes():
         (lambda: TaskPlanes.from_json({"x": {"a": {0: 1}}}, SITES), "must have a list of whole numbers, not \\{0: 1\\}"),
         (lambda: TaskPlanes.from_json({"x": {"a": [6]}}, SITES), "'a' has planes 0 to 5"),
         (lambda: TaskPlanes(SITES, {"x": {"q": torch.ones(2).bool()}}), "'q', which is not a site"),
+        (lambda: TaskPlanes(SITES, ["x"]), "^TaskPlanes needs Mapping, not list: .* for lists of planes, TaskPlanes.from_json$"),
+        (lambda: TaskPlanes(SITES, {"x": [0]}), "^TaskPlanes, task 'x', needs Mapping, not list"),
+        (lambda: TaskPlanes(SITES, {"x": {"a": [0]}}), "^TaskPlanes, task 'x', site 'a', needs Tensor, not list"),
+        (lambda: TaskPlanes("a", {}), "^TaskPlanes needs a list of Site, not str"),
+        (lambda: TaskPlanes.from_json({"x": {"a": [0]}}, None), "^TaskPlanes.from_json needs a list of Site, not NoneType"),
         (lambda: TaskPlanes(SITES, {"x": {"a": torch.ones(2).bool()}}), "mask of shape \\(6,\\)"),
         (lambda: TaskPlanes.split(["x", "y"], SITES).rows(["x+u"]), "unknown task 'u'; the tasks are x, y"),
     ],

@@ -527,6 +527,28 @@ def test_a_bias_of_several_tokens_is_refused(sequence_bias):
     assert found == alone(both, PROMPTS[:1], adapter_names=["a"], sequence_bias=single)
 
 
+def test_requests_of_other_types_are_refused_and_leave_the_engine_running():
+    with bank_model().continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
+        with pytest.raises(InputError, match=r"add needs Wanted, not str: give Wanted\('a'\)"):
+            engine.add(PROMPTS[0], "a")
+        for most in ("2", 2.5, True, 0):
+            with pytest.raises(InputError, match=f"max_new_tokens must be a whole number, at least 1, not {most!r}"):
+                engine.add(PROMPTS[0], Wanted("a"), most)
+        with pytest.raises(InputError, match=r"'\[1\]' is not a request of this engine"):
+            engine.result([1])
+        assert len(engine.result(engine.add(PROMPTS[0], Wanted("a"))).generated_tokens) == 6
+    with pytest.raises(InputError, match="max_new_tokens must be a whole number, at least 1, not '2'"):
+        together(bank_model(), PROMPTS, adapter_names=NAMES, max_new_tokens="2")
+
+
+def test_an_encoder_decoder_has_no_engine():
+    base = tiny_model("T5", "seq2seq")
+    model = RoadModel(base, random_adapter(find_sites(base, "mlp", stack="decoder.block")))
+    with pytest.raises(InputError, match="continuous batching runs decoders only, and T5.* has an encoder: use generate"):
+        model.generate_batch(PROMPTS, max_new_tokens=2)
+
+
 def test_an_engine_that_was_not_entered_says_so():
+    assert bank_model().continuous_batching(generation_config=SETTINGS).fatal_error is None
     with pytest.raises(InputError, match="the engine is not started: add requests inside `with"):
         bank_model().continuous_batching(generation_config=SETTINGS).add(PROMPTS[0], Wanted("a"))

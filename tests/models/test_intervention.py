@@ -134,6 +134,11 @@ def test_invalid_widths_are_refused():
         RoadIntervention(32, group_size=64)
     with pytest.raises(InputError, match="width 33"):
         RoadIntervention(33)
+    for width in ("8", 8.0):
+        with pytest.raises(InputError, match=f"embed_dim is the width of the hidden state, a whole number, not {width!r}"):
+            RoadIntervention(width)
+    with pytest.raises(InputError, match="unknown variant 'road_9'; the variants are road_1, road_2, road_4"):
+        RoadIntervention(8, variant="road_9")
 
 
 def test_the_old_name_of_the_output_slice_is_an_error():

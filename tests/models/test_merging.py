@@ -187,6 +187,17 @@ def test_sites_that_cannot_be_merged_are_refused():
         tied.merge()
 
 
+def test_a_bias_that_two_linears_share_is_not_rotated_twice():
+    base = tiny_model("GPTNeoX", "causal-lm")
+    first, second = (layer.mlp.dense_h_to_4h for layer in base.gpt_neox.layers)
+    second.bias = first.bias
+    model = RoadModel(base, random_adapter(find_sites(base, "dense_h_to_4h")))
+    weights = {name: values.clone() for name, values in base.state_dict().items()}
+    with pytest.raises(InputError, match="'gpt_neox.layers.0.mlp.dense_h_to_4h' cannot be merged: its bias is tied"):
+        model.merge()
+    assert all(torch.equal(values, weights[name]) for name, values in base.state_dict().items())
+
+
 def test_a_sparse_parameter_has_no_memory_that_others_share():
     model = road_model(target_modules="attention")
     model.model.register_parameter("graph", torch.nn.Parameter(torch.eye(3).to_sparse()))

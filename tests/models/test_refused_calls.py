@@ -259,6 +259,45 @@ def test_inputs_by_name_are_refused_with_the_forms_that_work():
         model(batch, past_key_values=None)
 
 
+def test_an_argument_that_is_given_twice_is_refused():
+    model, batch = road_model(), token_batch()
+    for name, value in (("labels", batch["input_ids"]), ("use_cache", False)):
+        with pytest.raises(InputError, match=f"'{name}' is given twice, in the mapping of the inputs and beside it"):
+            model({**batch, name: value}, **{name: value})
+    with pytest.raises(InputError, match="'max_new_tokens' is given twice"):
+        model.generate({**batch, "max_new_tokens": 2}, max_new_tokens=2)
+
+
+def test_settings_of_the_generation_are_a_config():
+    model, batch, settings = road_model(), token_batch(), {"max_new_tokens": 2}
+    for call in (
+        lambda: model.generate(batch, generation_config=settings),
+        lambda: model.generate_batch([[3, 4]], generation_config=settings),
+        lambda: model.continuous_batching(generation_config=settings),
+    ):
+        with pytest.raises(InputError, match="generation_config needs GenerationConfig, not dict"):
+            call()
+
+
+def test_a_module_that_is_no_transformers_model_is_refused():
+    plain = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(InputError, match="find_sites needs a transformers model, and Sequential has no config"):
+        find_sites(plain, "0")
+    with pytest.raises(InputError, match="RoadModel needs a transformers model, and Sequential has no config"):
+        RoadModel(plain, random_adapter([Site("0", 4)]))
+
+
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_a_head_that_was_made_wider_is_refused_without_gradients_too(positions):
+    base = tiny_model("Llama", "causal-lm", tie_word_embeddings=False)
+    model, batch = RoadModel(base, random_adapter(find_sites(base, "lm_head")), positions), token_batch()
+    with torch.no_grad():
+        model(batch)
+        base.resize_token_embeddings(64, mean_resizing=False)
+        with pytest.raises(InputError, match="site 'lm_head' has states of width 64 here, not 60"):
+            model(batch)
+
+
 def test_subspaces_of_another_form_than_pyvenes_are_refused():
     base = tiny_model("Llama", "causal-lm")
     sites = find_sites(base, "block-output")
@@ -506,6 +545,15 @@ def test_a_call_is_not_computed_again_after_it_has_ended(use_reentrant):
         model(base=batch)
     with torch.no_grad():
         model(base=batch)
+
+
+def test_generation_in_training_mode_with_checkpoints_is_that_of_evaluation_mode():
+    model, batch = checkpointing(road_model()), token_batch()
+    settings = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    _, training = model.generate(batch, **settings)
+    model.eval()
+    assert torch.equal(training, model.generate(batch, **settings)[1])
+    assert torch.is_grad_enabled()
 
 
 def test_passes_with_other_tokens_are_not_mixed_up_in_backward():

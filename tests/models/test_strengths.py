@@ -185,6 +185,7 @@ def test_invalid_strengths_are_errors():
         (model, {"strengths": [1.0, float("nan"), 1.0]}, "nan is not a strength"),
         (model, {"strengths": ["1", 1, 1]}, "'1' is not a strength"),
         (model, {"strengths": 0.5}, r"strengths must be a list, one per row, as in \[0.5\], not 0.5"),
+        (model, {"strengths": torch.tensor(0.5)}, r"strengths are numbers, one per row: give strengths.tolist\(\)"),
         (model, {"strengths": {"label": 1}}, "strengths must be a list, one per row"),
         (model, {"strengths": [{"label": 1}, 1, 1]}, "strengths by name need a model with planes or a bank"),
         (tasks, {"strengths": [{"lable": 1}, 1, 1]}, "unknown task 'lable' in strengths; the tasks are label, closing"),

@@ -218,6 +218,20 @@ def test_a_pattern_selects_in_the_given_stack():
         find_sites(model, "SelfAttention[.]q", stack="nothing")
 
 
+def test_given_sites_are_those_of_the_given_stack():
+    model = tiny_model("T5")
+    both = find_sites(model, "SelfAttention[.]q")
+    decoders = [site for site in both if site.module.startswith("decoder.")]
+    assert [*find_sites(model, both, stack="decoder.block")] == decoders
+    assert len(decoders) < len(both)
+    assert [*find_sites(model, both, layers=1, stack="decoder.block")] == decoders[1:]
+    for layers in (None, 0):
+        with pytest.raises(InputError, match="'nothing' is not a block stack"):
+            find_sites(model, both, layers, stack="nothing")
+    with pytest.raises(InputError, match="matches .* in layers None of encoder.block"):
+        find_sites(model, decoders, stack="encoder.block")
+
+
 def test_layers_from_the_end_of_unequal_stacks_need_a_choice():
     """As in Whisper's turbo, whose decoder has four blocks, its encoder 32."""
     model = tiny_model("T5", num_layers=3, num_decoder_layers=2)
