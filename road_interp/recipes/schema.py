@@ -170,8 +170,8 @@ class TrainingRecipe:
         warmup_ratio: fraction of the steps in which the rate rises from 0.
         scheduler: of the rate behind the warm-up, as in transformers.
         max_grad_norm: longer gradients are cut to this norm; 0 cuts none.
-        precision: of the forward pass; "auto" selects bf16 on a GPU that supports it (fp16 on others) and on a CPU that has
-            instructions for it (fp32 on others).
+        precision: of the forward pass; "auto" selects bf16 on a GPU that supports it (fp16 on others) and on a CPU with AMX
+            (fp32 on others).
         max_steps: number of optimizer steps, in place of epochs.
         report_to: the trackers that get the log, as transformers knows them: trackio, wandb, tensorboard ...
     """

@@ -566,7 +566,7 @@ def test_the_training_is_reported_to_trackers(workplace, monkeypatch):
     assert len(entries) == seen
 
 
-@pytest.mark.parametrize(("instructions", "expected"), [("avx512_bf16", "bf16"), ("amx_tile", "bf16"), (None, "fp32")])
+@pytest.mark.parametrize(("instructions", "expected"), [("avx512_bf16", "fp32"), ("amx_tile", "bf16"), (None, "fp32")])
 def test_auto_precision_depends_on_the_processor(instructions, expected, monkeypatch):
     for name in ("avx512_bf16", "amx_tile"):
         monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda name=name: name == instructions, raising=False)
@@ -596,9 +596,9 @@ def test_the_precision_is_that_of_the_recipe_whatever_accelerate_is_told(finishe
 def test_a_run_is_scored_in_the_precision_of_its_training(workplace, precision, monkeypatch):
     """Whatever "auto" would be on the machine that scores it."""
     recipe = recipe_for(workplace, "training.max_steps=1", "training.precision=auto")
-    monkeypatch.setattr(arguments, "_processor_has_bf16", lambda: precision == "bf16")
+    monkeypatch.setattr(arguments, "_processor_has_amx", lambda: precision == "bf16")
     run = train(recipe, workplace / f"in-{precision}", progress=False)
-    monkeypatch.setattr(arguments, "_processor_has_bf16", lambda: precision != "bf16")
+    monkeypatch.setattr(arguments, "_processor_has_amx", lambda: precision != "bf16")
     assert evaluate(run, progress=False)["loss"] == run.metrics["test"]["loss"]
     assert make_scorer(run)._precision == precision
     assert run.trained_recipe("cuda") == run.recipe

@@ -433,7 +433,7 @@ def test_the_manifest_says_how_every_piece_was_made(study, tmp_path):
 
 def test_the_manifest_has_the_precision_of_trainings(study, tmp_path, monkeypatch):
     """That of the recipe, or of the processor where the recipe leaves it open."""
-    monkeypatch.setattr(arguments, "_processor_has_bf16", lambda: True)
+    monkeypatch.setattr(arguments, "_processor_has_amx", lambda: True)
     for given, expected in (("fp32", "fp32"), ("auto", "bf16")):
         results = tmp_path / given
         conditions = {"plain": Condition("plain", (f"training.precision={given}",))}
