@@ -11,14 +11,16 @@ import torch
 from torch import nn
 from transformers import CompileConfig, DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, StaticCache
 
-from helpers.models import random_adapter, tiny_model, token_batch
+from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
 from helpers.road_models import bank_model, road_model
 from road_interp.adapters.bank import BASE
 from road_interp.errors import InputError
 from road_interp.models.continuous_batching import ContinuousBatching
+from road_interp.models.forward_wrapper import ForwardWrapper
 from road_interp.models.generate_arguments import compiles_generation
 from road_interp.models.open_contexts import is_rotated, opened, shared_context
 from road_interp.models.road_model import RoadModel
+from road_interp.models.rotation_context import RotationContext
 from road_interp.models.row_selection import RowSelection
 from road_interp.sites.find import find_sites
 
@@ -239,6 +241,80 @@ def test_a_pass_keeps_its_maps_beside_another_pass(beside, where):
 
     expected, found = gradients(), gradients(during)
     assert done
+    torch.testing.assert_close(found, expected, **EXACT)
+
+
+def between(monkeypatch, kind, name, what, when):
+    """Run `what` once, in the main thread, right after an attribute of a class was set, or right after it was read."""
+    waiting = [threading.main_thread()]
+
+    def after(action):
+        if action == when and waiting == [threading.current_thread()]:
+            waiting.clear()
+            what()
+
+    def read(owner):
+        value = vars(owner)[name]
+        after("read")
+        return value
+
+    def write(owner, value):
+        vars(owner)[name] = value
+        after("set")
+
+    monkeypatch.setattr(kind, name, property(read, write), raising=False)
+    return waiting
+
+
+def test_a_pass_keeps_its_gradients_where_another_thread_makes_the_maps_meanwhile(monkeypatch):
+    model, batch = road_model(), token_batch(2)
+
+    @torch.no_grad()
+    def other():
+        model.model(**batch)
+
+    with model.attached() as base:
+        base(**batch)
+        waiting = between(monkeypatch, RotationContext, "_maps", lambda: in_thread(other), "set")
+        base(**batch).logits.square().sum().backward()
+    assert not waiting
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters() if parameter.requires_grad)
+
+
+@torch.no_grad()
+def test_a_pass_keeps_its_tokens_where_another_thread_selects_meanwhile(monkeypatch):
+    model = RoadModel(tiny_model("Llama", "causal-lm"), road_model().adapter, positions="last")
+    batch, other = (padded_batch(lengths, "right") for lengths in ((7, 5), (2, 7)))
+    with model.attached() as base:
+        expected = base(**batch).logits
+        waiting = between(monkeypatch, RotationContext, "_last", lambda: in_thread(lambda: base(**other)), "set")
+        found = base(**batch).logits
+    assert not waiting
+    torch.testing.assert_close(found, expected, **EXACT)
+
+
+@torch.no_grad()
+def test_a_call_of_the_base_model_while_another_threads_call_ends(monkeypatch):
+    model, batch = road_model(), token_batch(2)
+    expected, begun, over = model.model(**batch).logits, threading.Event(), threading.Event()
+
+    def hold(*inputs):
+        if threading.current_thread() is other:
+            begun.set()
+            assert over.wait(60)
+
+    other = threading.Thread(target=lambda: model(base=batch))
+    with model.model.model.layers[0].register_forward_pre_hook(hold):
+        other.start()
+        assert begun.wait(60)
+
+        def end():
+            over.set()
+            other.join()
+
+        waiting = between(monkeypatch, ForwardWrapper, "_registered", end, "read")
+        found = model.model(**batch).logits
+    assert not waiting
     torch.testing.assert_close(found, expected, **EXACT)
 
 
