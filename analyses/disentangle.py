@@ -18,7 +18,7 @@ from transformers import AutoModel, DataCollatorWithPadding, set_seed
 from road_interp import plots
 from road_interp.cli.app import main_of
 from road_interp.measure.disentangle import DisentangleReport, disentangle
-from road_interp.measure.frozen_states import SPLITS, Splits, read_features
+from road_interp.measure.frozen_states import SPLITS, SplitFeatures, read_features
 from road_interp.models.hidden_states import text_token
 from road_interp.models.loading import find_device, load_model
 from road_interp.plots import export
@@ -32,7 +32,7 @@ def measure(piece: Piece, before_norm: bool) -> DisentangleReport:
     experiment.load_data()
     base, tokenizer = load_model(piece.recipe.model)[0].to(find_device(None)), experiment.tokenizer
 
-    def features(model: Any, name: str) -> Splits:
+    def features(model: Any, name: str) -> SplitFeatures:
         piece.progress(f"states of the {name} backbone")
         collate = DataCollatorWithPadding(tokenizer)
         batches = {split: DataLoader(experiment.splits[split], batch_size=64, collate_fn=collate) for split in SPLITS}

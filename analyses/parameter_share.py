@@ -24,7 +24,7 @@ from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import ModelRecipe, TrainingRecipe
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2, is_here, readable_name
-from road_interp.training.method_outcomes import train_method
+from road_interp.training.method_outcomes import method_outcomes
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, with_interval
 
 MODELS = {
@@ -60,7 +60,7 @@ class Settings:
     Attributes:
         model: a name in MODELS.
         task: "rotten-tomatoes", or a folder of `glue`.
-        method: as in `train_method`.
+        method: as in `method_outcomes`.
         rates: learning rates to try; for "parameter-share" one at most, by default the chosen one.
         glue: folder of GLUE's files, train.tsv and dev.tsv in a folder per task.
         per_class: number of texts of each class, before validation and test texts are taken out.
@@ -127,7 +127,7 @@ def overrides_of(settings: Settings, rate: float) -> list[str]:
 def trained(piece: Piece, rate: float) -> MethodOutcomes:
     settings: Settings = piece.recipe
     recipe: Any = load_recipe("sentiment-minilm", overrides_of(settings, rate))
-    return train_method(recipe, settings.method, settings.task, settings.texts)
+    return method_outcomes(recipe, settings.method, settings.task, settings.texts)
 
 
 def measure_rates(piece: Piece) -> RateScores:

@@ -9,7 +9,7 @@ from torch import nn
 from road_interp.arguments import check_argument
 from road_interp.causal.arguments import check_interchange, warn_of_soft_mask
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns
-from road_interp.causal.trained_values import count_parameters, effective_parameters
+from road_interp.causal.trained_values import count_trained_values, effective_parameters
 from road_interp.measure.intervals import mean_interval, value_interval
 from road_interp.results import Result
 
@@ -65,7 +65,7 @@ def interchange_accuracy(runs: InterchangeRuns, interchange: Interchange, method
     swapped = after > 0
     gain = after + before  # `before` is for the base's answer, `after` for the source's
     words = runs.pairs.clusters(runs.span)
-    trained = count_parameters(interchange)
+    trained = count_trained_values(interchange)
     return InterchangeReport(
         runs.pairs.name,
         runs.site.name,

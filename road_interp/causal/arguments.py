@@ -7,18 +7,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from road_interp.arguments import check_argument, check_callable
 from road_interp.errors import InputError, first_line
 from road_interp.models.intervenable import IntervenableModel
 from road_interp.models.open_contexts import shared_context
+from road_interp.sites.module_tree import check_transformers_model
 
 
 def check_model(function: str, model: object) -> None:
-    """Raise InputError unless `model` is a module."""
-    check_argument(function, model, nn.Module, "a causal language model, such as load_model(id, 'causal-lm')[0]")
+    """Raise InputError unless `model` is a transformers model."""
+    check_transformers_model(function, model, "a causal language model, such as load_model(id, 'causal-lm')[0]")
 
 
 def check_tokenizer(function: str, tokenizer: object) -> None:

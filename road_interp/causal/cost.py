@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from road_interp.arguments import check_count
-from road_interp.causal.trained_values import count_parameters, effective_parameters
+from road_interp.causal.trained_values import count_trained_values, effective_parameters
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import pyvene
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
@@ -114,7 +114,7 @@ def cost(
             if number:
                 seconds[method].append(elapsed)
     costs = tuple(
-        MethodCost(method, count_parameters(each), effective_parameters(each, width), tuple(seconds[method]))
+        MethodCost(method, count_trained_values(each), effective_parameters(each, width), tuple(seconds[method]))
         for method, each in interchanges.items()
     )
     return CostReport(width, batch, "cpu", torch.get_num_threads(), costs)

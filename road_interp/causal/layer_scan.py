@@ -15,7 +15,7 @@ from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
 from road_interp.causal.arguments import check_model
 from road_interp.causal.counterfactuals import Splits, check_splits
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns
-from road_interp.causal.trained_values import count_parameters
+from road_interp.causal.trained_values import count_trained_values
 from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError, did_you_mean
 from road_interp.models.interchange import RoadInterchangeIntervention
@@ -96,7 +96,7 @@ def scan(
             interchange = make(test.site.width)
             if isinstance(interchange, nn.Module):
                 interchange.to(model.device)
-                if count_parameters(interchange):
+                if count_trained_values(interchange):
                     _check_new(interchange, trained)
                     trained.append(interchange)
                     train = train or InterchangeRuns(model, splits.train, layer, spans[0], progress=in_block)

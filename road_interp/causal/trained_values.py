@@ -12,7 +12,7 @@ from road_interp.causal.interchange_runs import Interchange
 ROUNDING = 1e-9  # gradients up to it are rounding: those of random values are near 1
 
 
-def count_parameters(interchange: Interchange) -> int:
+def count_trained_values(interchange: Interchange) -> int:
     """Number of trained values of an interchange; 0 for a function."""
     parameters = interchange.parameters() if isinstance(interchange, nn.Module) else ()
     return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)

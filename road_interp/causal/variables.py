@@ -19,7 +19,7 @@ from road_interp.arguments import check_argument, checked_list
 from road_interp.causal.arguments import check_interchange, check_model, check_numbers, warn_of_soft_mask
 from road_interp.causal.entity_task import VariablePairs
 from road_interp.causal.interchange_runs import InterchangeRuns, in_evaluation
-from road_interp.causal.trained_values import count_parameters
+from road_interp.causal.trained_values import count_trained_values
 from road_interp.causal.training import run_steps
 from road_interp.errors import InputError
 from road_interp.measure.intervals import mean_interval
@@ -260,7 +260,7 @@ def measure_variables(
         runs.runs.site.name,
         method,
         coordinates,
-        count_parameters(interchange),
+        count_trained_values(interchange),
         seed,
         rate,
         validation,

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from road_interp.arguments import check_argument, checked_reports
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
-from road_interp.measure.frozen_states import SPLITS, Features, Splits
+from road_interp.measure.frozen_states import SPLITS, Features, SplitFeatures
 from road_interp.measure.intervals import joined_seeds, mean_over_seeds
 from road_interp.measure.linear_probe import fit_probe
 from road_interp.measure.two_layer_classifier import ARMS, FULL, MAGNITUDE, RANDOM, train_arm
@@ -185,7 +185,7 @@ def probe_inputs(features: Features) -> dict[str, Float[np.ndarray, "texts numbe
 
 
 def _probe(
-    name: str, inputs: Mapping[str, Float[np.ndarray, "texts numbers"]], splits: Splits, metric: str, num_labels: int
+    name: str, inputs: Mapping[str, Float[np.ndarray, "texts numbers"]], splits: SplitFeatures, metric: str, num_labels: int
 ) -> Outcome:
     """A linear probe on standardised inputs; C is selected on the validation texts, and the smaller one wins in a tie.
 
@@ -197,7 +197,7 @@ def _probe(
     return Outcome(name, inputs["test"].shape[1], tuple(best.predict(inputs["test"]).astype(float).tolist()), (chosen,))
 
 
-def _arm(arm: str, by_seed: Mapping[int, Splits], metric: str, num_labels: int) -> Outcome:
+def _arm(arm: str, by_seed: Mapping[int, SplitFeatures], metric: str, num_labels: int) -> Outcome:
     predictions, chosen = [], []
     for seed, splits in by_seed.items():
         classifier, rate = train_arm(arm, splits, metric, num_labels, seed)
@@ -207,15 +207,15 @@ def _arm(arm: str, by_seed: Mapping[int, Splits], metric: str, num_labels: int) 
     return Outcome(arm, numbers, tuple(predictions), tuple(chosen))
 
 
-def _constant(splits: Splits, num_labels: int) -> Outcome:
+def _constant(splits: SplitFeatures, num_labels: int) -> Outcome:
     labels = splits["train"].labels
     answer = labels.mean() if num_labels == 1 else np.bincount(labels).argmax()
     return Outcome(CONSTANT, 0, (float(answer),) * len(splits["test"].labels), ())
 
 
 def disentangle(
-    features: Splits,
-    random: Mapping[int, Splits],
+    features: SplitFeatures,
+    random: Mapping[int, SplitFeatures],
     *,
     metric: str,
     num_labels: int,
@@ -253,7 +253,7 @@ def disentangle(
     return DisentangleReport(model, task, metric, tuple(random), labels, tuple(outcomes), features["test"].place)
 
 
-def _check(features: Splits, random: Mapping[int, Splits], metric: str, num_labels: int) -> None:
+def _check(features: SplitFeatures, random: Mapping[int, SplitFeatures], metric: str, num_labels: int) -> None:
     if metric not in METRICS:
         raise InputError(f"metric '{metric}' is not one of {', '.join(METRICS)}")
     if (metric == "pearson") != (num_labels == 1):

@@ -56,7 +56,7 @@ class Features:
         return np.sqrt((self.chunk_norms**2).sum(-1))
 
 
-Splits = Mapping[str, Features]  # train, validation and test
+SplitFeatures = Mapping[str, Features]  # train, validation and test
 
 
 def read_features(

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
-from road_interp.measure.frozen_states import Features, Splits
+from road_interp.measure.frozen_states import Features, SplitFeatures
 from road_interp.models.seeding import seeded
 
 FULL, RANDOM, ANGLE, MAGNITUDE = ARMS = ("full", "random backbone", "angle only", "magnitude only")
@@ -63,7 +63,7 @@ class TwoLayerClassifier(nn.Module):
         return (output.argmax(1) if output.shape[1] > 1 else output[:, 0]).double().numpy()
 
 
-def train_arm(arm: str, splits: Splits, metric: str, num_labels: int, seed: int) -> tuple[TwoLayerClassifier, float]:
+def train_arm(arm: str, splits: SplitFeatures, metric: str, num_labels: int, seed: int) -> tuple[TwoLayerClassifier, float]:
     """Train one arm with every learning rate, and select the classifier on the validation texts.
 
     For the same seed, every arm has the same initial weights, batches and number of epochs.

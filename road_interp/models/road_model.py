@@ -48,7 +48,7 @@ from road_interp.models.row_selection import RowSelection
 from road_interp.models.row_sites import check_media, site_outside_text
 from road_interp.models.site_interventions import device_of, site_intervention
 from road_interp.models.token_selection import given_rows, prompt_mask
-from road_interp.sites.module_tree import check_model, refuse_never_called, refuse_shared
+from road_interp.sites.module_tree import check_transformers_model, refuse_never_called, refuse_shared
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site
 
@@ -87,7 +87,7 @@ class RoadModel(IntervenableModel):
         """Freeze the base model, and put an intervention at every site of the adapter."""
         if isinstance(base_model, RoadModel):
             raise InputError("RoadModel needs a transformers model, not a RoadModel: give its model, road_model.model")
-        check_model("RoadModel", base_model, "a transformers model, such as that of load_model(id)")
+        check_transformers_model("RoadModel", base_model, "a transformers model, such as that of load_model(id)")
         check_argument("RoadModel(planes=...)", planes, (TaskPlanes, type(None)), "TaskPlanes.split(tasks, adapter.sites)")
         check_without_peft(base_model)
         self.bank = adapter if isinstance(adapter, RoadBank) else None

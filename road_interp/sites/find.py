@@ -19,7 +19,7 @@ from road_interp.arguments import check_argument, is_whole
 from road_interp.errors import InputError
 from road_interp.sites.attention_roles import attention_roles, slice_of_role
 from road_interp.sites.module_tree import (
-    check_model,
+    check_transformers_model,
     experts_in_tensors,
     is_in_attention,
     is_linear,
@@ -64,7 +64,7 @@ def find_sites(
         InputError: something that is no model, no module matches, the model has two stacks and `stack` is None, a width is odd,
             or a layer does not exist.
     """
-    check_model("find_sites", model, "a model, such as load_model('gpt2')[0]")
+    check_transformers_model("find_sites", model, "a model, such as load_model('gpt2')[0]")
     if not isinstance(target_modules, Iterable | Site):
         presets = ", ".join(PRESETS)
         raise InputError(f"find_sites needs target_modules, not {target_modules!r}: give {presets}, or a regular expression")

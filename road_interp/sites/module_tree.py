@@ -22,7 +22,7 @@ FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, Key
 Hooks = list[tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]]  # register function, hook, its keyword arguments
 
 
-def check_model(function: str, model: object, make: str) -> None:
+def check_transformers_model(function: str, model: object, make: str) -> None:
     """Raise InputError unless `model` is a module with the config of transformers' models. Arguments as in `check_argument`."""
     check_argument(function, model, nn.Module, make)
     if not hasattr(model, "config"):

@@ -24,7 +24,7 @@ from road_interp.training.parameter_counts import count_parameters
 from road_interp.training.trainer import RoadTrainer
 
 
-def train_method(recipe: ClassificationRecipe, method: str, task: str, texts: int | None = None) -> MethodOutcomes:
+def method_outcomes(recipe: ClassificationRecipe, method: str, task: str, texts: int | None = None) -> MethodOutcomes:
     """Train one method with the data, the seed and the settings of a recipe, without leaving files on disk.
 
     Args:

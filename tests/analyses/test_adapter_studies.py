@@ -77,7 +77,7 @@ def test_parameter_share(known, command, monkeypatch, tmp_path):
         return MethodOutcomes(recipe.model.name, task, method, recipe.seed, 1e-3, 5, 0.1, 0.5 + best / 4, (True, False, best))
 
     script = script_of(known["parameter-share"])
-    monkeypatch.setitem(script, "train_method", scripted)
+    monkeypatch.setitem(script, "method_outcomes", scripted)
     told = command("parameter-share-rates", "--only", "minilm_lora-8")
     assert [recipe.training.learning_rate for recipe, *_ in asked] == [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
     assert {method for _, method, _ in asked} == {"lora-8"}

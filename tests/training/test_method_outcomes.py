@@ -12,7 +12,7 @@ from road_interp.errors import InputError
 from road_interp.training.api import train
 from road_interp.training.classification import ClassificationExperiment
 from road_interp.training.fine_tuning import train_baseline
-from road_interp.training.method_outcomes import train_method
+from road_interp.training.method_outcomes import method_outcomes
 from road_interp.training.trainer import RoadTrainer
 
 pytestmark = pytest.mark.slow
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("variant", ["road_1", "road_4"])
 def test_a_rotation_has_the_accuracy_of_its_run(workplace, tmp_path, variant):
     recipe = recipe_for(workplace, f"adapter.variant={variant}")
-    found = train_method(recipe, variant, "tone")
+    found = method_outcomes(recipe, variant, "tone")
     run = train(recipe, tmp_path / "run", progress=False)
     metrics = run.metrics
     assert np.mean(found.correct) == metrics["test"]["accuracy"]
@@ -35,7 +35,7 @@ def test_a_rotation_has_the_accuracy_of_its_run(workplace, tmp_path, variant):
     assert found.validation == metrics["validation"]["accuracy"]
     assert (found.parameters, found.percent) == (metrics["parameters"]["adapter"], metrics["parameters"]["percent of backbone"])
     assert (found.method, found.task, found.seed) == (variant, "tone", recipe.seed)
-    assert train_method(recipe, variant, "tone") == found
+    assert method_outcomes(recipe, variant, "tone") == found
 
 
 @pytest.mark.parametrize("method", ["lora-2", "full", "head"])
@@ -43,7 +43,7 @@ def test_a_baseline_has_the_accuracy_of_its_own_training(workplace, method):
     recipe = recipe_for(workplace)
     rate = recipe.training.learning_rate
     _, scores = train_baseline(recipe, method.partition("-")[0], seed=recipe.seed, learning_rate=rate, rank=2)
-    found = train_method(recipe, method, "tone")
+    found = method_outcomes(recipe, method, "tone")
     assert np.mean(found.correct) == scores["test"]["accuracy"]
     assert (found.parameters, found.percent) == (scores["parameters"]["trained"], scores["parameters"]["percent of backbone"])
 
@@ -57,7 +57,7 @@ def test_outputs_that_choose_no_class_are_no_answers(workplace, monkeypatch):
 
     monkeypatch.setattr(RoadTrainer, "predict", predict, raising=False)
     with pytest.raises(InputError, match="the head's outputs are NaN for"):
-        train_method(recipe_for(workplace, "training.max_steps=1"), "head", "tone")
+        method_outcomes(recipe_for(workplace, "training.max_steps=1"), "head", "tone")
 
 
 def test_fewer_training_texts_leave_the_other_splits_alone(workplace, monkeypatch):
@@ -71,7 +71,7 @@ def test_fewer_training_texts_leave_the_other_splits_alone(workplace, monkeypatc
     monkeypatch.setattr(ClassificationExperiment, "make_trainer", seen)
     recipe = recipe_for(workplace, "training.max_steps=1")
     for texts in (None, 30):
-        train_method(recipe, "head", "tone", texts)
+        method_outcomes(recipe, "head", "tone", texts)
     whole, fewer = trained_on
     assert len(fewer["train"]) == 30
     assert set(fewer["train"]) <= set(whole["train"])
@@ -81,10 +81,10 @@ def test_fewer_training_texts_leave_the_other_splits_alone(workplace, monkeypatc
 @pytest.mark.parametrize("method", ["lora", "lora-0", "lora-x", "dora", "road_3"])
 def test_unknown_methods_are_refused(workplace, method):
     with pytest.raises(InputError, match=f"unknown method '{method}'; use road_1, road_2, road_4, lora-R, full or head"):
-        train_method(recipe_for(workplace), method, "tone")
+        method_outcomes(recipe_for(workplace), method, "tone")
 
 
 @pytest.mark.parametrize("method", ["road_1", "head"])
 def test_what_is_trained_in_memory_is_not_sharded(workplace, method):
     with pytest.raises(InputError, match="these baselines need model.shard=false"):
-        train_method(recipe_for(workplace, "model.shard=true"), method, "tone")
+        method_outcomes(recipe_for(workplace, "model.shard=true"), method, "tone")
