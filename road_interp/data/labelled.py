@@ -271,8 +271,9 @@ def _with_labels(data: Dataset, classes: tuple[Any, ...] | None, identifier: str
     index = {label: number for number, label in enumerate(classes or ())}
     are_texts = bool(index) and all(isinstance(label, str) for label in index)
     for row, label in enumerate(data["label"]):
-        if are_texts and isinstance(label, int | float) and not isinstance(label, bool):
-            label = str(label)  # a column of numbers only, of a file beside one that has other texts as well
+        if are_texts and isinstance(label, int | float):  # numbers or truth values only, of a file beside one with other texts
+            spellings = str(label), str(label).lower(), str(label).upper()
+            label = next((text for text in spellings if text in index), label)
         if classes is None:
             if (value := _finite_number(label)) is None:
                 raise InputError(f"'{identifier}', row {row}: label {shown(label)} is not a finite number")

@@ -444,11 +444,12 @@ def test_a_long_text_and_quotes_inside_of_one_are_read(tmp_path):
     assert found["text"][:] == [long, '5" wide', 'a "good", long\nfilm']
 
 
-def test_a_further_file_with_numbers_only_has_the_classes_of_texts(tmp_path):
-    train = written(tmp_path / "train.csv", [{**row, "class": ["1", "2", "none"][number % 3]} for number, row in enumerate(ROWS)])
-    test = written(tmp_path / "test.csv", [{**row, "class": ["1", "2"][number % 2]} for number, row in enumerate(ROWS)])
+@pytest.mark.parametrize("classes", [("1", "2", "none"), ("false", "true", "unclear"), ("False", "True", "unclear")])
+def test_a_further_file_with_numbers_or_truth_values_only_has_the_classes_of_texts(classes, tmp_path):
+    train = written(tmp_path / "train.csv", [{**row, "class": classes[number % 3]} for number, row in enumerate(ROWS)])
+    test = written(tmp_path / "test.csv", [{**row, "class": classes[number % 2]} for number, row in enumerate(ROWS)])
     found = load_labelled(recipe(train, validation=test))
-    assert found.classes == ("1", "2", "none")
+    assert found.classes == classes
     assert set(found.validation["label"]) == {0, 1}
 
 
