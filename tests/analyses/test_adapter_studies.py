@@ -78,7 +78,13 @@ def test_parameter_share(known, command, monkeypatch, tmp_path):
 
     script = script_of(known["parameter-share"])
     monkeypatch.setitem(script, "method_outcomes", scripted)
-    told = command("parameter-share-rates", "--only", "minilm_lora-8")
+    monkeypatch.setitem(
+        script, "method_outcomes", lambda *given: pytest.fail("interrupted") if len(asked) == 2 else scripted(*given)
+    )
+    with pytest.raises(pytest.fail.Exception, match="interrupted"):
+        command("parameter-share-rates", "--only", "minilm_lora-8")
+    monkeypatch.setitem(script, "method_outcomes", scripted)
+    told = command("parameter-share-rates", "--only", "minilm_lora-8")  # goes on where it was interrupted
     assert [recipe.training.learning_rate for recipe, *_ in asked] == [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
     assert {method for _, method, _ in asked} == {"lora-8"}
     tuned_on = asked[0][0].data
