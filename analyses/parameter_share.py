@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from matplotlib.pyplot import subplots
+from matplotlib.style import context
+
 from road_interp import plots
 from road_interp.cli.app import main_of
 from road_interp.errors import InputError
@@ -183,14 +186,25 @@ def describe_rates(found: RatesReport) -> Described:
 
 
 def draw_rates(found: RatesReport, folder: Path) -> list[Path]:
-    named = {
-        f"{readable_name(ModelRecipe(MODELS[each.model]).name)}, {READABLE.get(each.method, each.method)}": each
-        for each in found.scores.values()
-    }
-    best = {name: each.best for name, each in named.items()}
-    scores = {name: dict(each.validation) for name, each in named.items()}
-    ax = plots.learning_rates(scores, best=best, label="accuracy on validation texts (fraction)")
-    return [export.save_figure(ax, found, folder, "parameter-share-rates")]
+    """A panel per model, in which every method has the same colour."""
+    models = list(dict.fromkeys(each.model for each in found.scores.values()))
+    with context(plots.STYLE):
+        size = (6, 0.6 + 1.8 * len(models))
+        axes = subplots(len(models), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained")[1][:, 0]
+    for ax, model in zip(axes, models, strict=True):
+        of_model = {each.method: each for each in found.scores.values() if each.model == model}
+        scores = {READABLE.get(each, each): dict(of_model[each].validation) if each in of_model else {} for each in METHODS}
+        best = {READABLE.get(method, method): each.best for method, each in of_model.items()}
+        plots.learning_rates(scores, ax, best=best, label="validation accuracy")
+        ax.set_title(readable_name(ModelRecipe(MODELS[model]).name))
+    for ax in axes[1:]:
+        ax.get_legend().remove()
+    for ax in axes[:-1]:
+        ax.set_xlabel("")
+    rates = sorted({rate for each in found.scores.values() for rate, _ in each.validation})
+    axes[0].set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes[0].set_xlim(0.5 * rates[0], 2 * rates[-1])
+    return [export.save_figure(axes[0], found, folder, "parameter-share-rates")]
 
 
 def over_conditions(pieces: Pieces) -> ParameterShareReport:
