@@ -12,6 +12,7 @@ from road_interp.lazy import lazy_names
 if TYPE_CHECKING:
     from road_interp.causal.accuracy import InterchangeReport, interchange_accuracy
     from road_interp.causal.answered_questions import answered_rightly
+    from road_interp.causal.bases import Columns, Neurons, PlaneRotations
     from road_interp.causal.boundless_interchange import BoundlessInterchange
     from road_interp.causal.controls import ControlReport
     from road_interp.causal.cost import CostReport
@@ -35,6 +36,9 @@ _LAZY_IMPORTS = {
     "interchange_accuracy": "accuracy",
     "scan": "layer_scan",
     "answered_rightly": "answered_questions",
+    "Columns": "bases",
+    "Neurons": "bases",
+    "PlaneRotations": "bases",
     "BoundlessInterchange": "boundless_interchange",
     "ControlReport": "controls",
     "CostReport": "cost",
@@ -70,6 +74,7 @@ _LAZY_IMPORTS = {
 
 __all__ = [
     "BoundlessInterchange",
+    "Columns",
     "ControlReport",
     "CostReport",
     "CounterfactualPairs",
@@ -78,7 +83,9 @@ __all__ = [
     "InterchangeReport",
     "InterchangeRuns",
     "MaskedInterchange",
+    "Neurons",
     "Pair",
+    "PlaneRotations",
     "ScanReport",
     "Splits",
     "TaskScores",

@@ -17,7 +17,11 @@ Maps = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 
 
 class Neurons(nn.Module):
-    """The neurons themselves: `count` coordinates without a product."""
+    """The neurons themselves: as many coordinates as the state has dimensions, without a product.
+
+    Args:
+        width: of the state.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -48,7 +52,13 @@ class Columns(nn.Module):
 
 
 class PlaneRotations(nn.Module):
-    """The coordinates of a stack of `depth` levels, one of which is RoAd's planes, with trained angles, random at the start."""
+    """The coordinates of a stack of plane rotations with trained angles (radians, `(depth, width / 2)`), random at the start.
+
+    Args:
+        width: of the state; even.
+        seed: of the angles at the start.
+        depth: number of levels; one level is RoAd's planes.
+    """
 
     def __init__(self, width: int, seed: int, depth: int = 1) -> None:
         super().__init__()

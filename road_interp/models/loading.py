@@ -47,13 +47,15 @@ def load_model(
     Args:
         recipe: the model section of a recipe, or an id as in `ModelRecipe.id`, such as a folder.
         auto_class: "backbone", "causal-lm" or "classifier".
-        options: further settings of the configuration, such as num_labels.
+        options: further settings of the configuration, such as num_labels; the precision is a `ModelRecipe`'s.
 
     Raises:
         InputError: the model does not exist or cannot be loaded, its checkpoint lacks weights of its blocks, it has no head over
             the vocabulary for "causal-lm", or another auto_class.
     """
     recipe = _model_recipe("load_model", recipe)
+    if {"dtype", "torch_dtype"} & {*options}:
+        raise InputError("load_model takes the precision in a recipe: load_model(ri.recipes.ModelRecipe(id, dtype='bfloat16'))")
     if auto_class not in AUTO_CLASSES:
         raise InputError(f"unknown auto_class {auto_class!r}; use {', '.join(AUTO_CLASSES)}")
     if recipe.attn_implementation is not None:

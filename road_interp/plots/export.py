@@ -132,7 +132,7 @@ def draw_engine_cost(report: EngineCostReport, folder: Path) -> Path:
 
 
 def draw_variables(comparisons: Sequence[VariablesComparison], result: Result, folder: Path, name: str) -> Path:
-    """Cause, isolation and disentangle of one model and one type of entity, and disentangle enlarged: the best tenth, or all above no swap."""
+    """Cause, isolation and disentangle of one model and one type of entity, and the best of disentangle enlarged."""
     first, names = comparisons[0], " and ".join(comparisons[0].variables)
     counts = Counter(found.coordinates for found in comparisons).values()
     seeds = f"{min(counts)} to {max(counts)} seeds" if min(counts) < max(counts) else counted(max(counts), "seed")
