@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from road_interp.adapters.file_names import RUN_RECIPE
 from road_interp.adapters.road_adapter import RoadAdapter, Source
 from road_interp.adapters.storage import adapter_folder, holds_adapter
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.files import is_dir, is_file
 from road_interp.rotation import plane_maps
@@ -94,7 +95,7 @@ class RoadBank(Mapping[str, RoadAdapter]):
 
     def add(self, name: str, adapter: Source) -> None:
         """Add an adapter under a new name. Raises InputError for a name that the bank has."""
-        if name in self._entries:
+        if isinstance(name, str) and name in self._entries:
             raise InputError(f"the bank already has an adapter '{name}'; use replace")
         self._put(name, adapter)
 
@@ -207,7 +208,7 @@ class RoadBank(Mapping[str, RoadAdapter]):
     def _flatten(self, name: str, adapter: RoadAdapter, folder: Path | None) -> Vectors:
         if self._template is None:
             self._template = adapter.identity_like()
-        if difference := _difference(self._template, adapter):
+        if difference := difference_of(self._template, adapter):
             raise InputError(f"adapter '{name}' does not fit this bank: {difference}")
         if self._template.base is None:
             self._template = replace(self._template, base=adapter.base)
@@ -217,13 +218,15 @@ class RoadBank(Mapping[str, RoadAdapter]):
         return theta, alpha
 
     def _check_known(self, names: Sequence[str]) -> None:
+        for name in names:
+            check_argument("a bank", name, str, "the name of an adapter")
         if unknown := sorted(set(names) - set(self._entries)):
             raise InputError(
                 f"unknown adapter {', '.join(map(repr, unknown))}; the bank holds {', '.join(self._entries)} and {BASE}"
             )
 
 
-def _difference(family: RoadAdapter, adapter: RoadAdapter) -> str:
+def difference_of(family: RoadAdapter, adapter: RoadAdapter) -> str:
     """In what an adapter differs from those of its family; empty if it fits."""
     for field in ("variant", "group_size", "positions"):
         if (given := getattr(adapter, field)) != (expected := getattr(family, field)):

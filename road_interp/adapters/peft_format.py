@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from road_interp.adapters.modules_to_save import check_untied, differs, digest, load_tensors, module_tensors, read_safetensors
 from road_interp.adapters.storage import DESCRIPTION, PEFT_DESCRIPTION, AdapterValues
+from road_interp.arguments import check_argument, checked_list
 from road_interp.errors import InputError
 from road_interp.files import is_file, read_json_object, write_atomically
 from road_interp.rotation import plane_maps
@@ -45,6 +46,7 @@ def read_rotations(source: Source, adapter_name: str | None = None, base: PreTra
     Raises:
         InputError: `source` is not a RoAd adapter or cannot be read; the message names file and reason.
     """
+    check_argument("from_peft, base", base, (nn.Module, type(None)), "the base model, or leave it out")
     model: nn.Module | None = base
     if isinstance(source, nn.Module):
         name = _adapter_name(source, adapter_name)
@@ -89,6 +91,9 @@ def write_rotations(
     Raises:
         InputError: PEFT cannot express a site, `base` lacks a module, or the folder already contains an adapter.
     """
+    check_argument("to_peft", folder, (str, os.PathLike), "a folder")
+    check_argument("to_peft, base", base, (nn.Module, type(None)), "the base model, or leave it out")
+    checked_list("to_peft, modules_to_save", modules_to_save, str, "names of modules, as in ['classifier']")
     config, folder = _road_config(values, base, modules_to_save), Path(folder)
     if (folder / CONFIG).exists():
         raise InputError(f"'{folder}' already contains a PEFT adapter; choose another folder")

@@ -69,6 +69,9 @@ class RoadAdapter:
     def __post_init__(self) -> None:
         parse_positions(self.positions)
         plane_maps.check_variant(self.variant)
+        base = (BaseModelSignature, type(None))
+        check_argument("RoadAdapter, base", self.base, base, "BaseModelSignature.of(model), or None")
+        check_argument("RoadAdapter, modules_to_save", self.modules_to_save, (str, type(None)), "a sha256, or None")
         sites = checked_list("RoadAdapter", self.sites, Site, "the sites of find_sites(model, ...)")
         object.__setattr__(self, "sites", tuple(sites))
         if not sites:
@@ -79,7 +82,7 @@ class RoadAdapter:
                 raise InputError(f"site '{name}' is listed twice")
         for kind, tensors in (("theta", self.theta), ("alpha", self.alpha)):
             check_argument(f"RoadAdapter, {kind}", tensors, Mapping, "a tensor per site, as in {site.name: tensor}")
-            if unknown := sorted(set(tensors) - set(names)):
+            if unknown := sorted(map(str, set(tensors) - set(names))):
                 raise InputError(f"{kind} has values for '{unknown[0]}', which is not a site of this adapter")
             for site in self.sites:
                 self._check(kind, site, tensors.get(site.name))
@@ -272,7 +275,7 @@ class RoadAdapter:
         for site in self.sites:
             restricted[site.name] = self.plane_maps(site).masked(_plane_mask(site, _planes_for(site, planes)))
         if isinstance(planes, Mapping) and (unknown := set(planes) - {site.name for site in self.sites}):
-            raise InputError(f"'{sorted(unknown)[0]}' is not a site of this adapter")
+            raise InputError(f"'{min(map(str, unknown))}' is not a site of this adapter")
         return self._with_maps(restricted)
 
     def by_layer(self) -> dict[int, RoadAdapter]:

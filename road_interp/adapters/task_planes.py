@@ -43,7 +43,10 @@ class TaskPlanes:
         check_argument("TaskPlanes", self.owned, Mapping, "a mask per task and site; for lists of planes, TaskPlanes.from_json")
         if not self.owned:
             raise InputError("TaskPlanes needs at least one task")
+        if not sites:
+            raise InputError("TaskPlanes needs at least one site")
         for task in self.owned:
+            check_argument("TaskPlanes", task, str, "names of tasks, as in {'label': masks}")
             if not task or "+" in task or task == BASE:
                 raise InputError(f"'{task}' cannot be the name of a task: '+' joins tasks and {BASE} means no task")
         known = {site.name: site for site in self.sites}
@@ -73,7 +76,8 @@ class TaskPlanes:
         Args:
             how: "shares" (each task owns a contiguous share of every site's planes, in the order of the tasks, as in section
                 4.3), "alternating" (plane `i` of every site belongs to task `i % n`), "sites" (site `i` belongs to task
-                `i % n`), "layers" (layer `i` belongs to task `i % n`).
+                `i % n`), "layers" (of the layers that have sites, in
+                their order, number `i` belongs to task `i % n`).
 
         Raises:
             InputError: no list of different task names, no list of sites, an unknown split, a split by layer of sites outside the

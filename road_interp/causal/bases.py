@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
+from road_interp.arguments import check_argument, check_count
+from road_interp.errors import InputError
 from road_interp.models.intervention import move_only
 from road_interp.rotation import butterfly
 
@@ -25,6 +28,8 @@ class Neurons(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        check_argument("causal.Neurons", width, int, "the width of the state")
+        check_count("causal.Neurons", "the width of the state", width)
         self.count = width
 
     def forward(self, dtype: torch.dtype) -> Maps:
@@ -42,8 +47,27 @@ class Columns(nn.Module):
 
     def __init__(self, weight: Float[Tensor, "width count"], trained: bool = False) -> None:
         super().__init__()
+        check_argument("causal.Columns", weight, Tensor, "a matrix of shape (width, count)")
         self.count, self.trained = weight.shape[1], trained
         self.weight = nn.Parameter(weight.clone(), requires_grad=trained)
+
+    def get_extra_state(self) -> dict[str, bool]:
+        """What a state dict needs besides tensors: whether QR makes the columns."""
+        return {"trained": self.trained}
+
+    def set_extra_state(self, state: dict[str, bool]) -> None:
+        """Nothing: `_load_from_state_dict` has compared it."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Refuse a matrix for orthonormal columns, and the reverse."""
+        *_, missing, _, errors = args
+        key = f"{prefix}_extra_state"
+        if (given := state_dict.get(key)) not in (None, own := self.get_extra_state()):
+            errors.append(f"'{key}' is {given}, not {own}: the columns are of another kind of basis")
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if key in missing:  # of a version that did not save it
+            missing.remove(key)
 
     def forward(self, dtype: torch.dtype) -> Maps:
         """The maps of states in a dtype."""
@@ -62,6 +86,11 @@ class PlaneRotations(nn.Module):
 
     def __init__(self, width: int, seed: int, depth: int = 1) -> None:
         super().__init__()
+        check_argument("causal.PlaneRotations", width, int, "the width of the state")
+        check_count("causal.PlaneRotations", "the width of the state", width)
+        check_count("causal.PlaneRotations", "the depth", depth)
+        if width % 2:
+            raise InputError(f"causal.PlaneRotations: a state of width {width} cannot be divided into planes")
         self.count = width
         self.theta = nn.Parameter(torch.pi * torch.randn(depth, width // 2, generator=torch.Generator().manual_seed(seed)))
 
@@ -89,6 +118,7 @@ class InBasis(nn.Module):
         self.interchange = interchange
         self.register_buffer("columns", columns.clone())
         self.num_subspaces: int | None = getattr(interchange, "num_subspaces", None)
+        self.variables: tuple[str, ...] | None = getattr(interchange, "variables", None)
         self.register_buffer("units", columns.new_ones(columns.shape[1]) if units is None else units.clone())
 
     def forward(

@@ -28,7 +28,7 @@ class BoundlessInterchange(nn.Module):
 
     Args:
         variables: number of variables.
-        basis: one of `road_interp.causal.bases`, with at least as many coordinates as variables.
+        basis: Columns, Neurons or PlaneRotations of `ri.causal`, with at least as many coordinates as variables.
 
     Raises:
         InputError: no number, no basis, or more variables than coordinates.
@@ -44,7 +44,7 @@ class BoundlessInterchange(nn.Module):
         check_argument("causal.BoundlessInterchange", variables, int, "the number of variables")
         check_count("causal.BoundlessInterchange", "the number of variables", variables)
         kinds = (Neurons, Columns, PlaneRotations)
-        check_argument("causal.BoundlessInterchange", basis, kinds, "a basis of road_interp.causal.bases")
+        check_argument("causal.BoundlessInterchange", basis, kinds, "causal.Columns, Neurons or PlaneRotations")
         if variables > basis.count:
             raise InputError(f"{variables} variables do not fit into the {basis.count} coordinates of the basis")
         self.num_subspaces, self.basis = variables, basis

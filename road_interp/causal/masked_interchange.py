@@ -35,7 +35,7 @@ class MaskedInterchange(nn.Module):
         variables: number of variables.
         width: of the states.
         coordinates: number per variable.
-        basis: one of `road_interp.causal.bases`; by default the neurons.
+        basis: Columns, Neurons or PlaneRotations of `ri.causal`; by default the neurons.
 
     Raises:
         InputError: no numbers, or the variables need more coordinates than the basis has.
@@ -58,7 +58,7 @@ class MaskedInterchange(nn.Module):
         self.num_subspaces, self.coordinates = variables, coordinates
         if basis is not None:
             kinds = (Neurons, Columns, PlaneRotations)
-            check_argument("causal.MaskedInterchange", basis, kinds, "a basis of road_interp.causal.bases")
+            check_argument("causal.MaskedInterchange", basis, kinds, "causal.Columns, Neurons or PlaneRotations")
         self.basis = Neurons(width) if basis is None else basis
         count: int = self.basis.count
         if variables * coordinates > count:

@@ -99,7 +99,8 @@ def _as_numbers(texts: Sequence[str]) -> list[Any]:
 def _table_of(columns: Mapping[str, list[Any]], valued: Collection[str | None]) -> Dataset:
     """The table of JSON's columns. Those that a table would change are held as JSON texts, and are values again where rows are
     read: 5 beside 2.5 would be 5.0, also in a list, and an object would have the keys of all others."""
-    changed = {name for name, column in columns.items() if name not in valued and _is_changed(set(map(type, column)))}
+    kinds = {name: set(map(type, column)) for name, column in columns.items()}
+    changed = {name for name in columns if _is_changed(kinds[name] if name not in valued else kinds[name] - {int, float})}
     if not changed:
         return Dataset.from_dict(dict(columns))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 
 # Blocks of the cache are shared by prompts with equal beginnings, whose states differ between adapters; and what is captured in a
@@ -66,6 +67,8 @@ def make_engine(
     from transformers import ContinuousBatchingConfig
     from transformers.generation.continuous_batching.utils import WorkloadHints
 
+    if engine_config is not None:
+        check_argument("engine_config", engine_config, ContinuousBatchingConfig, "transformers.ContinuousBatchingConfig()")
     settings = ContinuousBatchingConfig() if engine_config is None else copy.copy(engine_config)
     for name, value in ENGINE.items():
         setattr(settings, name, value)

@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from road_interp.arguments import check_argument, is_whole
 from road_interp.errors import InputError
 from road_interp.models.batching_engine import check_settings, make_engine
-from road_interp.models.compatibility import check_rotated_once
+from road_interp.models.compatibility import check_made_for, check_rotated_once
 from road_interp.models.factor_table import IDENTITY, FactorTable, Wanted
 from road_interp.models.forward_wrapper import CallScope, OutputTransform, overwritable, wrap_forward
 from road_interp.models.intervention import apply_to_slice
@@ -117,6 +117,8 @@ class ContinuousBatching:
         if positions not in POSITIONS:
             known = " or ".join(POSITIONS)
             raise InputError(f"continuous batching joins rows: its positions can be {known}, not {positions!r}")
+        if sizes is not None and not (isinstance(sizes, tuple) and len(sizes) == 3 and all(is_whole(each) for each in sizes)):
+            raise InputError(f"sizes are three whole numbers, (longest prompt, most new tokens, requests), not {sizes!r}")
         if model.config.is_encoder_decoder:
             raise InputError(f"continuous batching runs decoders only, and {type(model).__name__} has an encoder: use generate")
         check_settings(generation_config)
@@ -203,6 +205,8 @@ class ContinuousBatching:
             self._added += 1
             self._requests[name] = _Request(self._table.acquire(wanted), len(ids))
         try:
+            if (bank := self._selection.bank) is not None:  # which may have read the adapter for this request
+                check_made_for(self._model, bank.template, "the adapters of the bank were made")
             if on_output is not None:
                 self._manager.output_router.result_handlers[name] = self._handler(name, on_output), _AtOnce
             added = self._manager.add_request(ids, name, max_new_tokens=max_new_tokens, streaming=stream)

@@ -110,9 +110,13 @@ class MergedWeights:
 
 
 def _are_equal(current: Tensor, expected: Tensor) -> bool:
-    """Whether weights have the expected values, up to the rounding of a change that was undone or of another dtype meanwhile."""
-    size = expected.abs()
-    most = torch.finfo(current.dtype).eps * (size + 0.1 * expected.float().square().mean().sqrt().to(size))
+    """Whether weights have the expected values, up to the rounding of a change that was undone or of another dtype meanwhile.
+
+    In half precision the rounding of an undone change is as large as changes that are not undone, and only that of small ones is
+    allowed for.
+    """
+    size, share = expected.abs(), 0.1 if current.dtype.itemsize < 4 else 10
+    most = torch.finfo(current.dtype).eps * (size + share * expected.float().square().mean().sqrt().to(size))
     rounded = (expected.to(dtype).to(current) for dtype in (expected.dtype, torch.bfloat16, torch.float16))
     return any(bool(((current - each).abs() <= most).all()) for each in rounded)
 

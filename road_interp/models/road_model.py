@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.adapters import peft_format
-from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.bank import RoadBank, difference_of
 from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
@@ -90,7 +90,7 @@ class RoadModel(IntervenableModel):
         check_transformers_model("RoadModel", base_model, "a transformers model, such as that of load_model(id)")
         check_argument("RoadModel(planes=...)", planes, (TaskPlanes, type(None)), "TaskPlanes.split(tasks, adapter.sites)")
         check_without_peft(base_model)
-        self.bank = adapter if isinstance(adapter, RoadBank) else None
+        self._bank = adapter if isinstance(adapter, RoadBank) else None
         family = adapter.template if isinstance(adapter, RoadBank) else RoadAdapter.of(adapter, base_model)
         warn_of_other_weights(base_model, getattr(adapter, "folder", adapter))
         check_made_for(base_model, family, "the adapter was made")
@@ -98,8 +98,6 @@ class RoadModel(IntervenableModel):
         self.variant, self.group_size = family.variant, family.group_size
         self._family = family.identity_like()
         self.positions = family.positions if positions is None else checked_positions(positions)
-        if planes is not None and planes.sites != self.sites:
-            raise InputError("the planes were split over other sites than those of the adapter")
         self.planes = planes
         self._merged: MergedWeights | None = None
         self._merged_before = merged_rotations(base_model)
@@ -116,6 +114,37 @@ class RoadModel(IntervenableModel):
             intervention.requires_grad_(self.bank is None)
         self._bank_maps = BankMaps()
         self._wrappers = Wrappers()
+
+    @property
+    def bank(self) -> RoadBank | None:
+        """The adapters that rows name; None for a single adapter. Another bank must have adapters of the same family.
+
+        Raises InputError for one whose sites, their order, variant, group_size, positions or base model differ.
+        """
+        return self._bank
+
+    @bank.setter
+    def bank(self, bank: RoadBank | None) -> None:
+        check_argument("RoadModel.bank", bank, (RoadBank, type(None)), "RoadBank({name: adapter})")
+        if bank is not None:
+            difference = difference_of(self._family, bank.template)
+            if not difference and bank.template.sites != self.sites:
+                difference = "its sites have another order"
+            if difference:
+                raise InputError(f"this bank does not fit the model: {difference}; make a RoadModel of it")
+        self._bank = bank
+
+    @property
+    def planes(self) -> TaskPlanes | None:
+        """The planes of tasks; None for a model without tasks. Raises InputError for planes of other sites."""
+        return self._planes
+
+    @planes.setter
+    def planes(self, planes: TaskPlanes | None) -> None:
+        check_argument("RoadModel.planes", planes, (TaskPlanes, type(None)), "TaskPlanes.split(tasks, adapter.sites)")
+        if planes is not None and planes.sites != self.sites:
+            raise InputError("the planes were split over other sites than those of the adapter")
+        self._planes = planes
 
     def __str__(self) -> str:
         """The base model's class, the adapter, the number of sites and of parameters, and the positions, in one line."""
@@ -169,6 +198,8 @@ class RoadModel(IntervenableModel):
         base = checked_inputs(base, unknown)
         check_known(unknown)
         rows = RowArguments(adapter_names, tasks, trainable_tasks, strengths)
+        extra = {key: value for key, value in (("labels", labels), ("use_cache", use_cache)) if value is not None}
+        check_given_once(base, extra)
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
             self._check_pyvenes_arguments(positions, unit_locations, subspaces)
             if output_original_output:
@@ -178,8 +209,6 @@ class RoadModel(IntervenableModel):
                     base, sources, unit_locations, source_representations, subspaces, labels, output_original_output,
                     return_dict, use_cache, intervention_additional_kwargs,
                 )  # fmt: skip
-        extra = {key: value for key, value in (("labels", labels), ("use_cache", use_cache)) if value is not None}
-        check_given_once(base, extra)
         original = self._unrotated(self.model, base) if output_original_output else None
         with self._rotating(rows, positions, base):
             rotated = self.model(**base, **extra)
@@ -549,6 +578,7 @@ class RoadModel(IntervenableModel):
             if positions != "all" and self.model.config.is_encoder_decoder:
                 raise InputError("an encoder-decoder model has two sequences: only positions='all' is supported there")
             coefficients = self._selection.coefficients(rows, base)
+            self._check_bank()
             if not attached and torch.is_grad_enabled() and checkpoints_gradients(self.model):
                 raise InputError(
                     "gradient checkpointing computes the forward pass again in backward, when the rotations of this call have "
@@ -591,6 +621,7 @@ class RoadModel(IntervenableModel):
             self._check_weights()
             self.check_hooks()
             coefficients = self._selection.coefficients(rows, base)
+            self._check_bank()
             by_row = self.bank is not None or rows.tasks is not None or rows.strengths is not None
             maps = coefficients.maps() if by_row else None
             try:
@@ -604,8 +635,7 @@ class RoadModel(IntervenableModel):
     def _check_weights(self) -> None:
         """Raise InputError if another RoadModel has merged rotations into the base model, or restored it, since this was made, or
         if the bank has got adapters of another model, or another one in place of that which is merged."""
-        if self.bank is not None:
-            check_made_for(self.model, self.bank.template, "the adapters of the bank were made")
+        self._check_bank()
         if self.bank is not None and self._merged is not None:
             name, revision = self._merged_revision
             if name in self.bank and self.bank.revision(name) != revision:
@@ -616,6 +646,11 @@ class RoadModel(IntervenableModel):
                 "the weights of the base model have changed: another RoadModel has merged its rotations into them, or unmerged "
                 "them, since this one was made. Make this RoadModel again for the weights as they are"
             )
+
+    def _check_bank(self) -> None:
+        """Raise InputError for adapters of another model, of which a bank may know only once it has read them."""
+        if self.bank is not None:
+            check_made_for(self.model, self.bank.template, "the adapters of the bank were made")
 
     def _unrotated(self, call: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
         """The output of the base model without rotations. Raises InputError if it is rotated, or would share a cache."""
@@ -657,7 +692,9 @@ class RoadModel(IntervenableModel):
             if name is not None:
                 raise InputError("adapter_name needs a model with a RoadBank; this one holds a single adapter")
             return self.adapter
-        return self.bank[name if name is not None else self._selection.only_name()]
+        adapter = self.bank[name if name is not None else self._selection.only_name()]
+        self._check_bank()
+        return adapter
 
 
 def _check_unchanged(rows: RowArguments, positions: Positions | None, applied: str) -> None:

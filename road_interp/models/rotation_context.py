@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial, wraps
@@ -73,6 +74,7 @@ class RotationContext:
         self._model, self._context, self._coefficients, self._wrappers = model, context, coefficients, wrappers
         self._positions, self._prompt = positions, prompt
         self._undo = ExitStack()
+        self._rotated_any = False
         self._is_attached = context.kind == "attached"
         self._scope = CallScope(shared=self._is_attached)
         self._maps: RowMaps | None = None  # the maps of the last pass in any thread
@@ -103,7 +105,8 @@ class RotationContext:
                 check_rotated_once(site.module, module)
                 make = partial(self._wrappers.of, site.module)
                 undo.callback(wrap_forward(module, self._transform(index, site, module), self._scope, make))
-            if self._is_attached or torch.is_grad_enabled():
+            modules = [self._model.get_submodule(site.module) for site in self._coefficients.sites]
+            if self._is_attached or torch.is_grad_enabled() or any(module.training for module in modules):
                 undo.enter_context(read_weights_watched(self._model, self._coefficients.sites, lambda: self.is_active))
             undo.enter_context(self._scope)
             self._views = self._read_views()
@@ -115,9 +118,13 @@ class RotationContext:
             self._context.is_ready = True
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._context.is_ready = not self._is_attached
         self._undo.close()
+        is_known = self._is_attached or self._rotated_any or self._context.compiles
+        if kind is None and not is_known and not _has_compiled_code(self._model):
+            first = self._coefficients.sites[0].module
+            warnings.warn(f"the model called no site, as '{first}', in this call: nothing was rotated", stacklevel=5)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RotationContext:
         """A copy of the model would hold the hooks of this context without an end: raises InputError."""
@@ -333,6 +340,8 @@ class RotationContext:
         always = self._positions == "all"
 
         def rotate(output: Any, tracing: bool) -> Any:
+            if not tracing:
+                self._rotated_any = True
             if not tracing and not torch.is_grad_enabled() and self._thread.current.trains:
                 self._check_differentiable(index)
             selection = EVERY_TOKEN if always else self._selection(site, tracing)
@@ -439,6 +448,14 @@ def _rows_and_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[int, 
     if given.ndim == 3 and has_choices(model):
         return given.shape[0] * given.shape[1], given.shape[2]
     return given.shape[0], given.shape[1]
+
+
+def _has_compiled_code(model: nn.Module) -> bool:
+    """Whether the model, or a part of it, may run without the code of its modules."""
+    return any(
+        module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable")
+        for module in model.modules()
+    )
 
 
 def _check_states(hidden: Any, site: Site) -> None:

@@ -68,6 +68,9 @@ def find_sites(
     if not isinstance(target_modules, Iterable | Site):
         presets = ", ".join(PRESETS)
         raise InputError(f"find_sites needs target_modules, not {target_modules!r}: give {presets}, or a regular expression")
+    if stack is not None:
+        check_argument("find_sites", stack, str, "the path of a block stack, such as 'encoder.block'")
+        _select_stack(model, stack)
     entries = [target_modules] if isinstance(target_modules, str | Site) else list(target_modules)
     found: dict[str, Site] = {}
     for entry in entries:
@@ -83,6 +86,9 @@ def find_sites(
     sites = [site for site in found.values() if not site.module.startswith(others)]
     if layers is not None:
         sites = _in_layers(sites, layers, layer_stacks(model), stack)
+    sliced = {site.module for site in sites if site.output_slice is not None}
+    if both := [site.module for site in sites if site.output_slice is None and site.module in sliced]:
+        raise InputError(f"'{both[0]}' and a slice of it are both sites, and would be rotated twice: choose one of them")
     if not sites:
         where = f"in layers {layers!r}" if stack is None else f"in layers {layers!r} of {stack}"
         raise InputError(f"no site of {type(model).__name__} matches {target_modules!r} {where}")
@@ -91,19 +97,20 @@ def find_sites(
 
 def _in_layers(sites: list[Site], layers: Layers, stacks: dict[str, nn.ModuleList], stack: str | None) -> list[Site]:
     """The sites in some layers. Raises InputError for one that does not exist, or is counted from the ends of unequal stacks."""
-    depth = 1 + max((site.layer for site in sites if site.layer is not None), default=-1)
-    if len(stacks) == 1 or stack is not None:
-        depth = len(stacks[stack or next(iter(stacks))])
+    layer_of = {site.name: layer_and_kind(site.module, stacks)[0] if site.layer is None else site.layer for site in sites}
+    paths = [path for path in stacks if any(site.module.startswith(f"{path}.") for site in sites)]
+    paths = [stack] if stack is not None else [*stacks] if len(stacks) == 1 else paths
+    deepest = max((layer for layer in layer_of.values() if layer is not None), default=-1)
+    depth = max((len(stacks[path]) for path in paths), default=1 + deepest)
     layers = [*layers] if isinstance(layers, Iterator) else layers
     wanted = parse_layers(layers, depth)
-    paths = [] if stack is not None else [path for path in stacks if any(site.module.startswith(f"{path}.") for site in sites)]
     counts_from_end = parse_layers(layers, depth + 1) != wanted
     if counts_from_end and len({len(stacks[path]) for path in paths}) > 1:
         raise InputError(
             f"layers {layers!r} are counted from the end, which {' and '.join(paths)} have at different layers: choose one with "
             "stack=..."
         )
-    return [site for site in sites if site.layer in wanted]
+    return [site for site in sites if layer_of[site.name] in wanted]
 
 
 def in_module_order(sites: Iterable[Site], model: nn.Module) -> tuple[Site, ...]:

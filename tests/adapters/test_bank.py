@@ -14,6 +14,7 @@ from helpers.models import random_adapter, tiny_model, token_batch
 from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
@@ -132,6 +133,54 @@ def test_a_bank_holds_adapters_whose_sites_are_in_another_order(tmp_path):
     rotated = model(base=batch, adapter_names=["second"] * 3)[1].last_hidden_state
     torch.testing.assert_close(rotated, RoadModel(base, second)(base=batch)[1].last_hidden_state)
     assert model.bank["second"].sites == sites
+
+
+def test_a_bank_or_planes_that_do_not_fit_the_model_are_refused_in_place_of_others(tmp_path):
+    base = tiny_model("Llama", "causal-lm")
+    sites = find_sites(base, "all-linear")
+    first = random_adapter(sites)
+    first.to_peft(tmp_path / "peft", base)  # whose sites are in alphabetical order
+    model = RoadModel(base, RoadBank({"a": first}), planes=TaskPlanes.split(["x", "y"], sites))
+    expected = model(token_batch())[1].logits
+    for bank, message in (
+        (RoadBank({"a": tmp_path / "peft"}), "its sites have another order; make a RoadModel of it"),
+        (RoadBank({"a": random_adapter(sites[:-1])}), "its sites differ"),
+        (RoadBank({"a": random_adapter(sites, "road_2")}), "its variant is road_2, not road_1"),
+        (RoadBank({"a": replace(first, positions="last")}), "its positions is last, not all"),
+        (RoadBank({"a": RoadAdapter.identity(sites, group_size=8)}), "its group_size is 8, not 2"),
+    ):
+        with pytest.raises(InputError, match=f"this bank does not fit the model: {message}"):
+            model.bank = bank
+    with pytest.raises(InputError, match="RoadModel.bank needs RoadBank or NoneType, not dict"):
+        model.bank = {"a": first}
+    with pytest.raises(InputError, match="the planes were split over other sites"):
+        model.planes = TaskPlanes.split(["x", "y"], sites[::-1])
+    assert torch.equal(model(token_batch())[1].logits, expected)
+    model.planes = None
+    assert model.planes is None
+
+
+def test_an_adapter_of_another_model_is_refused_at_the_call_that_reads_it(tmp_path):
+    base = tiny_model("Llama", "causal-lm")
+    sites = find_sites(base, "attention-qk")
+    replace(random_adapter(sites), base=BaseModelSignature("other", "llama", 32, 5)).save(tmp_path / "b")
+
+    def model():
+        return RoadModel(base, RoadBank({"a": random_adapter(sites), "b": tmp_path / "b"}))
+
+    def attached():
+        with model().attached(["b"]):
+            pass
+
+    for call in (
+        lambda: model()(token_batch(), adapter_names=["b"] * 3),
+        lambda: model().generate(token_batch(), adapter_names=["b"] * 3, max_new_tokens=1),
+        lambda: model().generate_batch([[5, 6]], ["b"], max_new_tokens=1),
+        lambda: model().merge("b"),
+        attached,
+    ):
+        with pytest.raises(InputError, match="the adapters of the bank were made for another model, 'other'"):
+            call()
 
 
 def test_memory_is_what_the_parameters_need():

@@ -74,6 +74,13 @@ def test_dimensions_are_those_of_the_planes(group_size):
     assert {first[1].item(), second[1].item()} <= set(others)
 
 
+def test_layers_are_counted_among_those_that_have_sites():
+    sites = (Site("h.1.a", 4, 1), Site("h.1.b", 4, 1), Site("h.4.a", 4, 4))
+    planes = TaskPlanes.split(["x", "y"], sites, "layers")
+    assert [planes.of("x")[site.name].all().item() for site in sites] == [True, True, False]
+    assert [planes.of("y")[site.name].all().item() for site in sites] == [False, False, True]
+
+
 def test_planes_round_trip_through_json():
     planes = TaskPlanes.split(["x", "y"], SITES, "alternating")
     again = TaskPlanes.from_json(planes.to_json(), SITES)
@@ -153,6 +160,8 @@ def test_a_site_outside_the_blocks_is_split_by_its_planes():
         (lambda: TaskPlanes.from_json({"x": {"a": [6]}}, SITES), "'a' has planes 0 to 5"),
         (lambda: TaskPlanes(SITES, {"x": {"q": torch.ones(2).bool()}}), "'q', which is not a site"),
         (lambda: TaskPlanes(SITES, ["x"]), "^TaskPlanes needs Mapping, not list: .* for lists of planes, TaskPlanes.from_json$"),
+        (lambda: TaskPlanes(SITES, {1: {}}), "^TaskPlanes needs str, not int: give names of tasks"),
+        (lambda: TaskPlanes((), {"x": {}}), "^TaskPlanes needs at least one site$"),
         (lambda: TaskPlanes(SITES, {"x": [0]}), "^TaskPlanes, task 'x', needs Mapping, not list"),
         (lambda: TaskPlanes(SITES, {"x": {"a": [0]}}), "^TaskPlanes, task 'x', site 'a', needs Tensor, not list"),
         (lambda: TaskPlanes("a", {}), "^TaskPlanes needs a list of Site, not str"),

@@ -70,6 +70,17 @@ def test_borders_and_basis_are_trained_together(basis):
     torch.testing.assert_close(rotated[0], rotated[1] * shares, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("make", [lambda columns: BoundlessInterchange(2, columns), lambda columns: columns])
+def test_a_state_of_a_trained_basis_is_not_that_of_a_fixed_one(make):
+    weight = torch.randn(8, 8)
+    trained, fixed = make(Columns(weight, trained=True)), make(Columns(torch.linalg.qr(weight).Q))
+    for state, other in ((trained, fixed), (fixed, trained)):
+        with pytest.raises(RuntimeError, match="the columns are of another kind of basis"):
+            other.load_state_dict(state.state_dict())
+    kept = {name: value for name, value in trained.state_dict().items() if not name.endswith("_extra_state")}  # of 0.1.0
+    make(Columns(torch.zeros(8, 8), trained=True)).load_state_dict(kept)
+
+
 def test_borders_that_are_measured_before_they_are_hardened_are_warned_of(runs):
     boundless = BoundlessInterchange(2, Neurons(32))
     with pytest.warns(UserWarning, match="this BoundlessInterchange is not hardened"):
@@ -83,7 +94,7 @@ def test_borders_that_are_measured_before_they_are_hardened_are_warned_of(runs):
     [
         (lambda: BoundlessInterchange(9, Neurons(8)), "9 variables do not fit into the 8 coordinates of the basis"),
         (lambda: BoundlessInterchange(0, Neurons(8)), "the number of variables must be a whole number of at least 1, not 0"),
-        (lambda: BoundlessInterchange(2, "neurons"), "not str: give a basis of road_interp.causal.bases"),
+        (lambda: BoundlessInterchange(2, "neurons"), "not str: give causal.Columns, Neurons or PlaneRotations"),
         (lambda: BoundlessInterchange(2, Neurons(8)).set_temperature(0), "the temperature of the borders must be above 0, not 0"),
     ],
 )

@@ -85,7 +85,7 @@ def test_a_temperature_without_a_gradient_is_refused(mask, temperature):
 def test_masks_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="2 variables of 5 coordinates do not fit into the 9 of the basis"):
         MaskedInterchange(2, 9, 5)
-    with pytest.raises(InputError, match="not str: give a basis of road_interp.causal.bases"):
+    with pytest.raises(InputError, match="not str: give causal.Columns, Neurons or PlaneRotations"):
         MaskedInterchange(2, 9, 2, "neurons")
 
 

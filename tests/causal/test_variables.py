@@ -92,7 +92,7 @@ def test_variables_of_other_names_or_another_order_are_refused(runs):
     width, names = runs.runs.site.width, runs.variables
     for wrong in (tuple(reversed(names)), (names[0], "taste")):
         owned = VariableCoordinates(dict.fromkeys(wrong, 2))
-        for interchange in (owned.road(width), owned.low_rank(width)):
+        for interchange in (owned.road(width), owned.low_rank(width), InBasis(owned.road(width), torch.eye(width))):
             message = f"coordinates of {', '.join(wrong)}, the runs have the variables {', '.join(names)}: give both the same"
             with pytest.raises(InputError, match=message):
                 measure_variables(runs, interchange, "x")

@@ -541,6 +541,15 @@ def test_requests_of_other_types_are_refused_and_leave_the_engine_running():
         together(bank_model(), PROMPTS, adapter_names=NAMES, max_new_tokens="2")
 
 
+@pytest.mark.parametrize("sizes", [(8, 4), "abc", (8.5, 4, 4), [8, 4, 4]])
+def test_sizes_and_settings_of_other_forms_are_refused(sizes):
+    with pytest.raises(InputError, match=r"sizes are three whole numbers, \(longest prompt, most new tokens, requests\), not"):
+        bank_model().continuous_batching(generation_config=SETTINGS, sizes=sizes)
+    engine = bank_model().continuous_batching(generation_config=SETTINGS, engine_config={})
+    with pytest.raises(InputError, match="engine_config needs ContinuousBatchingConfig, not dict"):
+        engine.__enter__()
+
+
 def test_an_encoder_decoder_has_no_engine():
     base = tiny_model("T5", "seq2seq")
     model = RoadModel(base, random_adapter(find_sites(base, "mlp", stack="decoder.block")))

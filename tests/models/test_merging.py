@@ -86,12 +86,15 @@ def test_a_small_change_beside_one_large_weight_is_seen_in_half_precision():
         model.unmerge()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_weights_are_restored_after_changes_that_were_undone(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "alpha"),
+    [(torch.float64, 1), (torch.float32, 1), (torch.bfloat16, 0.01), (torch.float16, 0.01)],
+)
+def test_weights_are_restored_after_changes_that_were_undone(dtype, alpha):
     model = road_model(target_modules="attention-qk")
     before = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
     base = model.merge().to(dtype)
-    small = {"r": 2, "lora_alpha": 0.01, "target_modules": ["q_proj"], "init_lora_weights": False}
+    small = {"r": 2, "lora_alpha": alpha, "target_modules": ["q_proj"], "init_lora_weights": False}
     lora = peft.get_peft_model(base, peft.LoraConfig(**small))
     lora.merge_adapter()
     lora.unmerge_adapter()
@@ -101,6 +104,19 @@ def test_weights_are_restored_after_changes_that_were_undone(dtype):
     assert torch.equal(base.get_submodule(site).weight, before[f"{site}.weight"].to(dtype))
     model.merge().to(torch.float32)
     model.unmerge()
+
+
+def test_a_bias_that_has_changed_since_is_not_overwritten():
+    base = tiny_model("GPT2", "causal-lm")
+    model = RoadModel(base, random_adapter(find_sites(base, "mlp.c_fc")))
+    model.merge()
+    bias = base.transformer.h[1].mlp.c_fc.bias
+    with torch.no_grad():
+        bias += 0.1
+    changed = bias.clone()
+    with pytest.raises(InputError, match="the bias of 'transformer.h.1.mlp.c_fc' has changed since it was rotated"):
+        model.unmerge()
+    assert torch.equal(bias, changed)
 
 
 def test_a_rotated_module_that_is_gone_is_told():

@@ -262,8 +262,9 @@ def test_inputs_by_name_are_refused_with_the_forms_that_work():
 def test_an_argument_that_is_given_twice_is_refused():
     model, batch = road_model(), token_batch()
     for name, value in (("labels", batch["input_ids"]), ("use_cache", False)):
-        with pytest.raises(InputError, match=f"'{name}' is given twice, in the mapping of the inputs and beside it"):
-            model({**batch, name: value}, **{name: value})
+        for pyvenes in ({}, {"unit_locations": {"base": 0}}):
+            with pytest.raises(InputError, match=f"'{name}' is given twice, in the mapping of the inputs and beside it"):
+                model({**batch, name: value}, **{name: value}, **pyvenes)
     with pytest.raises(InputError, match="'max_new_tokens' is given twice"):
         model.generate({**batch, "max_new_tokens": 2}, max_new_tokens=2)
 

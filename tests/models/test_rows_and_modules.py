@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -158,10 +159,25 @@ def test_layers_whose_weights_a_kernel_reads_in_training_are_refused_there(layer
         model(batch)
     with pytest.raises(InputError, match=message), model.attached() as attached:
         attached(**batch)
+    for call in (lambda: model(batch), lambda: model.generate(batch, max_new_tokens=1, use_cache=False)):
+        with torch.no_grad(), pytest.raises(InputError, match=message):
+            call()
     beside(batch)
     base(**batch)
     base.eval()
     model(batch)
+
+
+@torch.no_grad()
+def test_a_call_in_which_no_site_is_called_is_warned_of():
+    base = tiny_model("GPT2", "causal-lm", add_cross_attention=True)
+    model, batch = RoadModel(base, random_adapter(find_sites(base, "crossattention[.]c_proj"))), token_batch()
+    for call in (lambda: model(batch), lambda: model.generate(batch, max_new_tokens=1, pad_token_id=0)):
+        with pytest.warns(UserWarning, match="called no site, as 'transformer.h.0.crossattention.c_proj'"):
+            call()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model({**batch, "encoder_hidden_states": torch.randn(3, 4, 32)})
 
 
 @torch.no_grad()

@@ -228,8 +228,30 @@ def test_given_sites_are_those_of_the_given_stack():
     for layers in (None, 0):
         with pytest.raises(InputError, match="'nothing' is not a block stack"):
             find_sites(model, both, layers, stack="nothing")
+    with pytest.raises(InputError, match="find_sites needs str, not list: give the path of a block stack"):
+        find_sites(model, "mlp", stack=["encoder.block"])
     with pytest.raises(InputError, match="matches .* in layers None of encoder.block"):
         find_sites(model, decoders, stack="encoder.block")
+
+
+def test_layers_from_the_end_are_those_of_the_stack_whatever_is_selected():
+    model = tiny_model("T5", num_layers=3, num_decoder_layers=3)
+    with pytest.raises(InputError, match="no site of T5Model matches"):
+        find_sites(model, r"encoder[.]block[.]0[.].*[.]q", layers=-1)
+    assert [site.layer for site in find_sites(model, r"encoder[.]block[.]0[.].*[.]q", layers=-3)] == [0]
+
+
+def test_a_given_site_without_a_layer_is_in_that_of_its_path():
+    model = tiny_model("Llama")
+    named = Site("layers.1.mlp.up_proj", 64)
+    assert named in find_sites(model, ["attention-qk", named], layers=[1])
+    assert named not in find_sites(model, ["attention-qk", named], layers=[0])
+
+
+def test_a_fused_layer_and_a_slice_of_it_are_not_both_sites():
+    assert len(find_sites(tiny_model("Llama"), ["attention-qk", "attention"], layers=0)) == 4
+    with pytest.raises(InputError, match=r"'h.0.attn.c_attn' and a slice of it are both sites, and would be rotated twice"):
+        find_sites(tiny_model("GPT2"), ["attention-qk", "attention"])
 
 
 def test_layers_from_the_end_of_unequal_stacks_need_a_choice():
