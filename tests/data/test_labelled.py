@@ -453,6 +453,14 @@ def test_a_further_file_with_numbers_or_truth_values_only_has_the_classes_of_tex
     assert set(found.validation["label"]) == {0, 1}
 
 
+def test_a_filter_by_an_object_finds_its_rows(tmp_path):
+    path = tmp_path / "data.jsonl"
+    content = [{"text": f"text {number}", "label": number, "source": {("film", "book")[number % 2]: 1}} for number in range(4)]
+    path.write_text("\n".join(map(json.dumps, content)))
+    found = rows.read_rows(str(path), None, "train", {"source": {"book": 1}}, label="label")
+    assert found["label"][:] == [1, 3]
+
+
 def test_training_texts_of_one_class_are_refused(tmp_path):
     one = written(tmp_path / "one.csv", [{**row, "class": "no"} for row in ROWS])
     with pytest.raises(InputError, match="the training texts have one class only"):
