@@ -204,6 +204,13 @@ def values_of(name: str, found: CompositionReport) -> list[tuple[str, str]]:
     least, value = found.least_control()
     rows = [(f"{name}: mean over sets", with_interval(found.mean_control())), (f"{name}: least, {least}", with_interval(value))]
     rows += [(f"{name}: {words}", with_interval(found.control(active))) for words, active in named_sets(found)]
+    if len(found.seeds) > 1:
+        each = [found.on_seeds([seed]) for seed in found.seeds]
+        worst = [division.least_control() for division in each]
+        rows.append((f"{name}: least, by division", ", ".join(f"{active} {value:.3f}" for active, (value, *_) in worst)))
+        for words, active in named_sets(found)[1:]:
+            values = ", ".join(f"{division.control(active)[0]:.3f}" for division in each)
+            rows.append((f"{name}: {words}, by division", values))
     together = found.of("+".join(found.tasks))
     rows.append((f"{name}: {together.active}, right or wrong", f"{together.attempted().mean():.3f}"))
     for active in dict.fromkeys((together.active, least)):
