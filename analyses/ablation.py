@@ -126,9 +126,8 @@ def measure_sst2(piece: Piece) -> AblationReport:
     recipe: Any = load_recipe("sentiment-minilm", [*data, f"seed={settings.seed}", *settings.more])
     run = run_of(piece._replace(recipe=recipe))
     scorer = make_scorer(run)
-    return replace(
-        ablation(run.adapter, scorer, model=recipe.model.name, seed=piece.seed, by=(), progress=piece.progress), task="SST-2"
-    )
+    found = ablation(run.adapter, scorer, model=recipe.model.name, seed=piece.seed, by=(), refit=False, progress=piece.progress)
+    return replace(found, task="SST-2")
 
 
 def describe_sst2(found: AblationReport) -> Described:
