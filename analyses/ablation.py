@@ -2,18 +2,22 @@
 
     road-interp study ablation                # sentiment-minilm, three seeds
     road-interp study ablation-smollm2        # two behaviours of SmolLM2: components and planes only
+    road-interp study ablation-sst2 glue=FOLDER      # components only, on GLUE's SST-2, against a margin of equivalence
 
 Runs that train angles only or magnitudes only are compared with the run of the same seed that trains both.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from road_interp.cli.app import main_of
+from road_interp.errors import InputError
 from road_interp.measure.ablation import ANGLES, BOTH, BY, MAGNITUDES, NEITHER, Ablation, AblationReport, ablation
 from road_interp.plots import export
+from road_interp.recipes.loader import load_recipe
 from road_interp.sources import readable_name
 from road_interp.training.composition_baselines import divided_by_seed
 from road_interp.training.scoring import make_scorer
@@ -30,6 +34,7 @@ from road_interp.training.study import (
 )
 from road_interp.training.study_runs import run_of
 
+MARGIN = 0.02  # of equivalence on SST-2: a fraction of the texts
 ALONE = {"angles-only": ("angles", ANGLES), "magnitudes-only": ("magnitudes", MAGNITUDES)}
 
 
@@ -69,6 +74,8 @@ def describe(found: AblationReport) -> Described:
     numbers = [(f"{row.group}: {row.component}", with_interval(found.accuracy(row))) for row in whole]
     for group in dict.fromkeys(row.group for row in whole):
         pair = {row.component: row for row in whole if row.group == group}
+        for component in (ANGLES, MAGNITUDES, NEITHER) if BOTH in pair else ():
+            numbers.append((f"{group}: {BOTH} minus {component}", with_interval(found.contrast(pair[BOTH], pair[component]))))
         if {ANGLES, MAGNITUDES} <= {*pair}:
             difference = found.contrast(pair[ANGLES], pair[MAGNITUDES])
             numbers.append((f"{group}: {ANGLES} minus {MAGNITUDES}", with_interval(difference)))
@@ -81,6 +88,55 @@ def describe(found: AblationReport) -> Described:
 
 def draw(found: AblationReport, folder: Path) -> list[Path]:
     return [export.draw_ablation(found, folder)]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the study of SST-2.
+
+    Attributes:
+        glue: folder of GLUE's files, SST-2/train.tsv and dev.tsv.
+        per_class: number of training texts of each class.
+        more: further overrides of the recipe sentiment-minilm.
+    """
+
+    glue: str | None = None
+    per_class: int = 3500
+    more: tuple[str, ...] = ()
+    seed: int = 0
+
+
+def sst2_files(settings: Settings) -> list[Path]:
+    return [Path(str(settings.glue)) / "SST-2" / name for name in ("train.tsv", "dev.tsv")]
+
+
+def measure_sst2(piece: Piece) -> AblationReport:
+    """The ablation of a run of sentiment-minilm with SST-2 in place of its data."""
+    settings: Settings = piece.recipe
+    if settings.glue is None:
+        raise InputError("ablation-sst2 needs glue=FOLDER, a folder with SST-2/train.tsv and dev.tsv")
+    train, dev = sst2_files(settings)
+    data = (
+        f"data.id={train}",
+        f"data.validation={dev}",
+        "data.filter={}",
+        "data.text=sentence",
+        f"data.per_class={settings.per_class}",
+    )
+    recipe: Any = load_recipe("sentiment-minilm", [*data, f"seed={settings.seed}", *settings.more])
+    run = run_of(piece._replace(recipe=recipe))
+    scorer = make_scorer(run)
+    found = ablation(run.adapter, scorer, model=recipe.model.name, seed=piece.seed, by=(), refit=False, progress=piece.progress)
+    return replace(found, task="SST-2")
+
+
+def describe_sst2(found: AblationReport) -> Described:
+    sentence, numbers = describe(found)
+    for component in (ANGLES, MAGNITUDES):
+        _, *interval = found.loss(found.of("components", "all planes", component))
+        within = all(abs(bound) < MARGIN for bound in interval)
+        numbers.append((f"{BOTH} minus {component} within {MARGIN:g}", "shown" if within else "not shown"))
+    return f"{sentence} Equivalence within {MARGIN:g} is shown where an interval of 95% lies inside it.", numbers
 
 
 STUDY = Study(
@@ -122,6 +178,25 @@ SMOLLM2 = replace(
     draw=lambda found, folder: draw(found, folder / "smollm2"),
     minutes=60,
     quick=QUICK_GENERATION,
+)
+SST2 = replace(
+    STUDY,
+    name="ablation-sst2",
+    title="Ablation of components, MiniLM on SST-2",
+    question="Are the angles of a trained adapter, or its magnitudes, alone as good as both, within a margin set before?",
+    caveat=(
+        "One model and one data set. An ablation says what an adapter uses that was trained with both components, not what "
+        "another training could do without one."
+    ),
+    recipe=Settings,
+    conditions={"both": Condition("both trained", requires=("glue",))},
+    measure=measure_sst2,
+    draw=lambda found, folder: draw(found, folder / "sst2"),
+    describe=describe_sst2,
+    minutes=60,
+    seeds=(0, 1, 2, 3, 4),
+    quick=("per_class=32", "more=[training.max_steps=2]"),
+    inputs={"glue": sst2_files},
 )
 
 if __name__ == "__main__":
