@@ -18,6 +18,7 @@ from road_interp.errors import InputError
 from road_interp.measure.ablation import ANGLES, BOTH, BY, MAGNITUDES, NEITHER, Ablation, AblationReport, ablation
 from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.schema import TrainingRecipe
 from road_interp.sources import readable_name
 from road_interp.training.composition_baselines import divided_by_seed
 from road_interp.training.scoring import make_scorer
@@ -104,6 +105,12 @@ class Settings:
     per_class: int = 3500
     more: tuple[str, ...] = ()
     seed: int = 0
+
+    @property
+    def training(self) -> TrainingRecipe:
+        """How the recipe trains, whose precision is recorded."""
+        recipe: Any = load_recipe("sentiment-minilm", self.more)
+        return recipe.training
 
 
 def sst2_files(settings: Settings) -> list[Path]:

@@ -75,15 +75,17 @@ def draw_ablation(report: AblationReport, folder: Path) -> Path:
     """Ablation by component, by number of planes, and by layer and module kind where there are several."""
     sites: tuple[Literal["layer", "kind"], ...] = ("layer", "kind")
     groups = [group for group in sites if any(row.group == group for row in report.rows)]
+    has_curve = any(row.group == "most rotated" for row in report.rows)
     with context(plots.STYLE):
-        rows = 2 if groups else 1
-        figure, axes = subplots(rows, 2, figsize=(7, 2.5 * rows), layout="constrained", squeeze=False)
+        rows, columns = 2 if groups else 1, 2 if groups or has_curve else 1
+        size = 7 if columns > 1 else 5, 2.5 * rows
+        figure, axes = subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
         seeds = counted(len(report.seeds), "seed")
         figure.suptitle(f"{readable_name(report.model)}, {report.variant}, {seeds}: components of the adapter, 95% intervals")
     plots.ablation(report, axes[0, 0])
-    if any(row.group == "most rotated" for row in report.rows):
+    if has_curve:
         plots.ablation_curve(report, axes[0, 1])
-    else:
+    elif columns > 1:
         axes[0, 1].set_axis_off()
     for group, ax in zip(groups, axes[-1], strict=False):
         plots.ablation_by(report, ax, group=group)
