@@ -391,7 +391,7 @@ def test_an_unknown_condition_is_refused_before_anything_is_measured(study, meas
 def test_an_unknown_study_is_refused():
     with pytest.raises(InputError, match="no study 'drft'; did you mean 'drift'?"):
         find_study("drft")
-    with pytest.raises(InputError, match="no study 'x'; known are ablation, ablation-smollm2, angles"):
+    with pytest.raises(InputError, match="no study 'x'; known are ablation, ablation-smollm2, ablation-sst2, angles"):
         find_study("x")
     assert find_study("drift").name == "drift"
 
