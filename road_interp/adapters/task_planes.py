@@ -76,8 +76,7 @@ class TaskPlanes:
         Args:
             how: "shares" (each task owns a contiguous share of every site's planes, in the order of the tasks, as in section
                 4.3), "alternating" (plane `i` of every site belongs to task `i % n`), "sites" (site `i` belongs to task
-                `i % n`), "layers" (of the layers that have sites, in
-                their order, number `i` belongs to task `i % n`).
+                `i % n`), "layers" (the `i`-th of the layers that have sites belongs to task `i % n`).
 
         Raises:
             InputError: no list of different task names, no list of sites, an unknown split, a split by layer of sites outside the
