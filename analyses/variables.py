@@ -48,6 +48,7 @@ from road_interp.causal.variables_comparison import (
     Trial,
     VariablesComparison,
     compare_variables,
+    count_runs,
     disentangle_over_seeds,
     try_methods,
 )
@@ -266,7 +267,7 @@ def comparison(
         settings.seed,
         counts,
         (train, validation, sum(test)),
-        () if tested is None else tuple(tested.cells),
+        () if tested is None else count_runs(tested.cells),
         () if tested is None else tested.clusters,
         tuple(trials),
         tuple(reports),

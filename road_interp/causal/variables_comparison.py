@@ -56,7 +56,8 @@ class VariablesComparison(Result):
         seed: of the trainings and of the pairs.
         answered: numbers of entities and of questions that the model answers rightly, and of questions that it was asked.
         pairs: numbers of training, validation and test pairs.
-        cells, clusters: of every test pair, as in VariablePairs.
+        cell_sizes: cell (as in VariablePairs) and number of each run of test pairs of one cell, in the order of the pairs.
+        clusters: of every test pair, as in VariablePairs.
         trials: every training.
         reports: the controls, and the best training of every method by validation.
     """
@@ -70,10 +71,15 @@ class VariablesComparison(Result):
     seed: int
     answered: tuple[int, int, int]
     pairs: tuple[int, int, int]
-    cells: tuple[str, ...]
+    cell_sizes: tuple[tuple[str, int], ...]
     clusters: tuple[tuple[str, str], ...]
     trials: tuple[Trial, ...]
     reports: tuple[VariablesReport, ...]
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The cell of every test pair."""
+        return tuple(cell for cell, count in self.cell_sizes for _ in range(count))
 
     def records(self) -> Sequence[Any]:
         """A row per method and control; where none was tested, a row per training."""
@@ -92,7 +98,8 @@ class VariablesComparison(Result):
         if not any(cluster in both for both in self.clusters):
             raise InputError(f"no test pair has an entity of the cluster '{cluster}'")
         rows = [row for row, both in enumerate(self.clusters) if cluster not in both]
-        cells, clusters = [self.cells[row] for row in rows], [self.clusters[row] for row in rows]
+        of_pairs = self.cells
+        cells, clusters = [of_pairs[row] for row in rows], [self.clusters[row] for row in rows]
         weights = cell_weights(self.variables)
         reports = []
         for report in self.reports:
@@ -103,7 +110,12 @@ class VariablesComparison(Result):
                 disentangle = float(sum(weight * of_cells[cell] for cell, weight in weights.items()))
                 left = replace(left, disentangle=disentangle, interval=mean_interval(outcomes, clusters, cells, weights))
             reports.append(left)
-        return replace(self, cells=tuple(cells), clusters=tuple(clusters), reports=tuple(reports))
+        return replace(self, cell_sizes=count_runs(cells), clusters=tuple(clusters), reports=tuple(reports))
+
+
+def count_runs(cells: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """Every run of equal cells: the cell and the length."""
+    return tuple((cell, len(list(run))) for cell, run in groupby(cells))
 
 
 def disentangle_over_seeds(

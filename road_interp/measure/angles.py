@@ -114,7 +114,7 @@ class AngleReport(Result):
 def angles(adapter: Source) -> AngleReport:
     """Angle, stretches and reflection flag of every plane of an adapter of any variant, given as `RoadAdapter.of` takes it.
 
-    Numbers of fp32 have the nine digits that determine them, so that their JSON is short.
+    Numbers of fp32 have the fewest digits that determine them, so that their JSON is short.
 
     Raises InputError for a value without an adapter.
     """
@@ -123,8 +123,8 @@ def angles(adapter: Source) -> AngleReport:
     sites = []
     for site in adapter.sites:
         *numbers, reflection = adapter.polar(site)
-        digits = 9 if numbers[0].dtype == torch.float32 else 17
-        angle, major, minor = (tuple(float(f"{value:.{digits}g}") for value in each.tolist()) for each in numbers)
+        dtype = np.float32 if numbers[0].dtype == torch.float32 else np.float64
+        angle, major, minor = (tuple(float(str(dtype(value))) for value in each.tolist()) for each in numbers)
         sites.append(SiteAngles(site.name, site.layer, kinds[site.name], angle, major, minor, tuple(reflection.tolist())))
     return AngleReport(adapter.variant, adapter.group_size, tuple(sites))
 

@@ -23,6 +23,7 @@ from road_interp.causal.variables_comparison import (
     Trial,
     VariablesComparison,
     compare_variables,
+    count_runs,
     disentangle_over_seeds,
 )
 from road_interp.errors import InputError
@@ -57,7 +58,7 @@ def test_seeds_are_pooled_over_the_groups_that_they_share():
     def comparison(outcomes, seed):
         value, counts = float(np.mean(outcomes)), ((1, 1, 1), (1, 1, 1))
         report = VariablesReport("x", "s", "m", 1, 1, 0, 0.1, 0.5, 6, (), value, (0.0, 1.0), tuple(outcomes))
-        return VariablesComparison("m", "x", VARIABLES, 0, 1, 1, seed, *counts, cells, groups, (), (report,))
+        return VariablesComparison("m", "x", VARIABLES, 0, 1, 1, seed, *counts, count_runs(cells), groups, (), (report,))
 
     one, other, same = comparison(right, 0), comparison([not each for each in right], 1), comparison(right, 2)
     value, low, high = disentangle_over_seeds([one], "m")
@@ -128,7 +129,7 @@ def test_the_figure_has_a_line_per_method_and_a_level_per_control(runs):
         report = measure_variables(runs, nothing, "no swap", 0, seed)
         scores = tuple(replace(score, cause=cause) for score in report.scores)
         trained = replace(report, method=SHARED, coordinates=count, scores=scores, disentangle=(1 + cause) / 2)
-        counts, pairs = ((1, 1, 1), (1, 1, 1)), (tuple(runs.pairs.cells), runs.pairs.groups)
+        counts, pairs = ((1, 1, 1), (1, 1, 1)), (count_runs(runs.pairs.cells), runs.pairs.groups)
         return VariablesComparison("m", "x", VARIABLES, 0, count, 1, seed, *counts, *pairs, (), (report, trained))
 
     found = [comparison(1, 0, 0.2), comparison(1, 1, 0.4), comparison(4, 0, 0.8)]
@@ -146,5 +147,6 @@ def test_the_figure_has_a_line_per_method_and_a_level_per_control(runs):
         bound = wilson(0, len({name for both in runs.pairs.groups for name in both}) // 2)[1]  # base and source are two
         assert (low, high) == (-bound, bound)  # of reports with equal outcomes
     assert VariablesComparison.from_json(found[0].to_json()) == found[0]
+    assert found[0].cells == tuple(runs.pairs.cells)
     with pytest.raises(InputError, match="no report of 'DAS'; there are no swap, multi-task DAS"):
         found[0].of("DAS")
