@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from road_interp.cli.app import main_of
-from road_interp.errors import InputError
 from road_interp.measure.ablation import ANGLES, BOTH, BY, MAGNITUDES, NEITHER, Ablation, AblationReport, ablation
 from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import TrainingRecipe
 from road_interp.sources import readable_name
 from road_interp.training.composition_baselines import divided_by_seed
+from road_interp.training.glue_files import glue_files, glue_overrides
 from road_interp.training.scoring import make_scorer
 from road_interp.training.study import (
     QUICK_CLASSIFICATION,
@@ -113,23 +113,10 @@ class Settings:
         return recipe.training
 
 
-def sst2_files(settings: Settings) -> list[Path]:
-    return [Path(str(settings.glue)) / "SST-2" / name for name in ("train.tsv", "dev.tsv")]
-
-
 def measure_sst2(piece: Piece) -> AblationReport:
     """The ablation of a run of sentiment-minilm with SST-2 in place of its data."""
     settings: Settings = piece.recipe
-    if settings.glue is None:
-        raise InputError("ablation-sst2 needs glue=FOLDER, a folder with SST-2/train.tsv and dev.tsv")
-    train, dev = sst2_files(settings)
-    data = (
-        f"data.id={train}",
-        f"data.validation={dev}",
-        "data.filter={}",
-        "data.text=sentence",
-        f"data.per_class={settings.per_class}",
-    )
+    data = [*glue_overrides(settings.glue, "SST-2"), f"data.per_class={settings.per_class}"]
     recipe: Any = load_recipe("sentiment-minilm", [*data, f"seed={settings.seed}", *settings.more])
     run = run_of(piece._replace(recipe=recipe))
     scorer = make_scorer(run)
@@ -203,7 +190,7 @@ SST2 = replace(
     minutes=60,
     seeds=(0, 1, 2, 3, 4),
     quick=("per_class=32", "more=[training.max_steps=2]"),
-    inputs={"glue": sst2_files},
+    inputs={"glue": lambda settings: glue_files(settings.glue, "SST-2")},
 )
 
 if __name__ == "__main__":

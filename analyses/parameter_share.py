@@ -27,6 +27,7 @@ from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import ModelRecipe, TrainingRecipe
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2, is_here, readable_name
+from road_interp.training.glue_files import glue_files, glue_overrides
 from road_interp.training.method_outcomes import method_outcomes
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, settings_hash, with_interval
 from road_interp.training.study_inputs import model_files
@@ -39,10 +40,6 @@ MODELS = {
 }
 METHODS = ("road_1", "road_2", "road_4", "lora-1", "lora-8", "full")
 REVIEWS, TASKS = "rotten-tomatoes", ("rotten-tomatoes", "RTE", "SST-2")
-COLUMNS = {
-    "RTE": ("data.text=sentence1", "data.text_pair=sentence2", "model.max_length=256"),
-    "SST-2": ("data.text=sentence",),
-}
 GRIDS: Mapping[str, tuple[float, ...]] = {  # of learning rates, the same for every method of a model
     "minilm": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     "mpnet": (1e-4, 3e-4, 3e-3, 1e-2),
@@ -109,23 +106,13 @@ class RateScores(Result):
         return max(self.validation, key=lambda each: (each[1], -each[0]))[0]
 
 
-def glue_files(settings: Settings) -> list[Path]:
-    """The files of a task in the folder `glue`."""
-    folder = Path(str(settings.glue)) / settings.task
-    return [] if settings.task == REVIEWS else [folder / "train.tsv", folder / "dev.tsv"]
-
-
 def overrides_of(settings: Settings, rate: float) -> list[str]:
     """The overrides of the recipe sentiment-minilm."""
     given = [f"model.id={MODELS[settings.model]}", f"seed={settings.seed}", f"training.learning_rate={rate}"]
     if settings.task == REVIEWS:
         return [*given, f"data.per_class={settings.per_class}", *settings.more]
-    if settings.glue is None:
-        raise InputError(f"task '{settings.task}' needs glue=FOLDER, a folder with {settings.task}/train.tsv and dev.tsv")
-    train, dev = glue_files(settings)
-    files = (f"data.id={train}", f"data.validation={dev}", "data.filter={}", "data.label=label")
     size = () if settings.task == "RTE" else (f"data.per_class={settings.per_class}",)
-    return [*given, *files, *COLUMNS[settings.task], *size, *settings.more]
+    return [*given, *glue_overrides(settings.glue, settings.task), *size, *settings.more]
 
 
 def trained(piece: Piece, rate: float) -> MethodOutcomes:
@@ -240,7 +227,7 @@ COMMON: dict[str, Any] = {
     "recipe": Settings,
     "quick": ("per_class=32", "rates=[1e-3]", "more=[training.max_steps=2, data.validation_size=0.05, data.test_size=0.05]"),
     "quick_conditions": 1,
-    "inputs": {"glue": glue_files},
+    "inputs": {"glue": lambda settings: [] if settings.task == REVIEWS else glue_files(settings.glue, settings.task)},
 }
 
 
