@@ -39,7 +39,10 @@ def variables(
         raise InputError("plots.variables draws comparisons of one model, task and layer")
     ax = prepared(ax)
     tested: dict[str, list[VariablesReport]] = {}
-    for report in (report for found in comparisons for report in found.reports):
+    most_methods_first = sorted(
+        comparisons, key=lambda each: -len(each.reports)
+    )  # so that figures of several models agree in colours
+    for report in (report for found in most_methods_first for report in found.reports):
         tested.setdefault(report.method, []).append(report)
     lines = {method: reports for method, reports in tested.items() if reports[0].coordinates}
     for number, (method, reports) in enumerate(lines.items()):

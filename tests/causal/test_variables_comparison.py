@@ -146,6 +146,9 @@ def test_the_figure_has_a_line_per_method_and_a_level_per_control(runs):
         assert value == pytest.approx(expected)
         bound = wilson(0, len({name for both in runs.pairs.groups for name in both}) // 2)[1]  # base and source are two
         assert (low, high) == (-bound, bound)  # of reports with equal outcomes
+    several = replace(found[2], reports=(found[2].reports[0], replace(found[2].reports[1], method="first"), found[2].reports[1]))
+    names = [text.get_text() for text in plots.variables([found[0], several]).get_legend().get_texts()]
+    assert names.index("first") < names.index(SHARED)  # as in the comparison with most methods
     assert VariablesComparison.from_json(found[0].to_json()) == found[0]
     assert found[0].cells == tuple(runs.pairs.cells)
     with pytest.raises(InputError, match="no report of 'DAS'; there are no swap, multi-task DAS"):
