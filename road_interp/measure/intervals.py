@@ -25,7 +25,8 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paire
     (1946). So three seeds that differ give a wide interval, and seeds that agree give that of the examples. Equal outcomes have
     no variance: a rate has the Wilson interval of the examples of one seed, and a difference its width on either side. The
     outcomes of one seed that are all 0 or 1 have the Wilson interval, too. With fewer than RARE successes or failures, in as many
-    trials as have the variance of the mean, any other rate has at either end the wider one of both intervals.
+    trials as have the variance of the mean, any other rate has at either end the wider one of both intervals. Where fewer than
+    RARE examples differ, the interval of a difference is not narrower than that of equal outcomes.
 
     Args:
         outcomes: concatenated over seeds: rates (from 0 to 1), or paired differences of them (from -1 to 1).
@@ -47,8 +48,11 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paire
     parts = ((seed, seeds - 1), (example, count - 1), (both, (seeds - 1) * (count - 1)))
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts if degrees > 0)
     quantile = float(stats.t.ppf(0.975, freedom))
-    low, high = mean - quantile * variance**0.5, mean + quantile * variance**0.5
-    if not paired and mean * (1 - mean) / variance * min(mean, 1 - mean) < RARE:
+    half = quantile * variance**0.5
+    if paired and np.count_nonzero(values.any(0)) < RARE:
+        half = max(half, wilson(0, count)[1])
+    low, high = mean - half, mean + half
+    if not paired and _is_rare(mean, variance):
         bounds = _wilson_of_variance(mean, variance, quantile)
         low, high = min(low, bounds[0]), max(high, bounds[1])
     return (mean, max(low, -1.0 if paired else 0.0), min(high, 1.0))
@@ -107,6 +111,12 @@ def mean_interval(
     many trials as it has examples without a common cluster (half of the words at most, where each has two, and one where a word
     is in all), and a paired difference its width on either side.
 
+    The jackknife sees nothing in a cell without a failure, and little in one with few. So a rate's cell with fewer than RARE
+    successes or failures, in as many trials as have the variance of its mean, adds to the square of either half of the interval
+    by how much the square of Wilson's exceeds that of its own jackknife; and where fewer than RARE examples differ, the interval
+    of a difference is not narrower than that of equal outcomes of independent examples. In simulations with 24 and 40 words and
+    400 pairs, intervals of a rate of .98 held it in about .9 of the cases, in .8 without this.
+
     Args:
         clusters: of every example, one or two, such as the words of base and source.
         cells: of every example; a cell's value is the mean of its examples. By default all examples are in one.
@@ -123,8 +133,14 @@ def mean_interval(
     half = _half_width(values, clusters, members, weights)
     if half < 1e-9:
         widths = (weights[cell] * _width_of_equal(values, of_cell, clusters, paired) for cell, of_cell in members.items())
-        half = sum(widths)
-    return max(float(mean - half), -1.0 if paired else 0.0), min(float(mean + half), 1.0)
+        below = above = sum(widths)
+    elif paired:
+        of_equal_ones = sum((weights[cell] * wilson(0, int(of_cell.sum()))[1]) ** 2 for cell, of_cell in members.items())
+        below = above = max(half, of_equal_ones**0.5 if np.count_nonzero(values) < RARE else 0)
+    else:
+        added = [weights[cell] ** 2 * _added_where_rare(values, clusters, of_cell) for cell, of_cell in members.items()]
+        below, above = (half**2 + sum(added)) ** 0.5
+    return max(float(mean - below), -1.0 if paired else 0.0), min(float(mean + above), 1.0)
 
 
 def value_interval(
@@ -149,21 +165,52 @@ def _half_width(
     members: Mapping[str, Bool[np.ndarray, " examples"]],
     weights: Mapping[str, float],
 ) -> float:
-    """Half of the 95% interval of a weighted mean of cells: a jackknife that leaves out one cluster after another.
+    """Half of the 95% interval of a weighted mean of cells; infinite for too few clusters."""
+    variance, quantile = _jackknife(values, clusters, members, weights)
+    return quantile * variance**0.5
+
+
+def _added_where_rare(
+    values: Float[np.ndarray, " examples"], clusters: Sequence[Sequence[str]], chosen: Bool[np.ndarray, " examples"]
+) -> Float[np.ndarray, " sides"]:
+    """What a cell with few successes or failures adds to the squares of the lower and the upper half of an interval."""
+    own = values[chosen]
+    mean, of_own = float(own.mean()), [clusters[row] for row in chosen.nonzero()[0].tolist()]
+    if mean in (0, 1):
+        return (np.array(wilson(round(mean * len(own)), len(own))) - mean) ** 2
+    variance, quantile = _jackknife(own, of_own, {"": np.ones(len(own), dtype=bool)}, {"": 1.0})
+    at_least = max(variance, mean * (1 - mean) / len(own))
+    if not np.isfinite(variance) or not _is_rare(mean, at_least):
+        return np.zeros(2)
+    bounds = np.array(_wilson_of_variance(mean, at_least, quantile))
+    return np.maximum((bounds - mean) ** 2 - quantile**2 * variance, 0)
+
+
+def _is_rare(mean: float, variance: float) -> bool:
+    """Whether a rate has fewer than RARE successes or failures in as many trials as have the variance of its mean."""
+    return mean * (1 - mean) / variance * min(mean, 1 - mean) < RARE
+
+
+def _jackknife(
+    values: Float[np.ndarray, " examples"],
+    clusters: Sequence[Sequence[str]],
+    members: Mapping[str, Bool[np.ndarray, " examples"]],
+    weights: Mapping[str, float],
+) -> tuple[float, float]:
+    """Variance of a weighted mean of cells, by leaving out one cluster after another, and the quantile of its 95% interval.
 
     An example with two clusters is left out twice, so that the variance of examples with the same two is taken off once: the
     sum over examples that share a cluster (Aronow, Samii & Assenova 2015) with the jackknife's terms, which do not fall short
     where one cluster is in many examples (MacKinnon, Nielsen & Webb 2023). It is at least the variance if examples with other
     clusters were independent. The quantile is Student's, with one degree of freedom fewer than the effective number of
-    clusters (Kish 1965), which is smaller where some are in many examples. Intervals of few clusters, such as eight, of rates
-    near 0 or 1 are too narrow: in simulations they held the rate in about .8 of the cases.
+    clusters (Kish 1965), which is smaller where some are in many examples.
 
-    Infinite for fewer than FEWEST clusters, and where a cell has no example without one of them.
+    The variance is infinite for fewer than FEWEST clusters, and where a cell has no example without one of them.
     """
     sets = [frozenset(each) for each in clusters]
     names = sorted(frozenset().union(*sets))
     if len(names) < FEWEST:
-        return np.inf
+        return np.inf, 1.0
     place = {name: number for number, name in enumerate(names)}
     has = np.zeros((len(sets), len(names)), dtype=bool)
     for row, both in enumerate(sets):
@@ -173,7 +220,7 @@ def _half_width(
         share = values[of_cell] - values[of_cell].mean()
         left = of_cell.sum() - has[of_cell].sum(0)
         if not left.all():
-            return np.inf
+            return np.inf, 1.0
         change -= weights[cell] * (share @ has[of_cell]) / left
         effect[of_cell] = weights[cell] * share / of_cell.sum()
     of_sets: dict[frozenset[str], float] = {}
@@ -183,7 +230,7 @@ def _half_width(
     variance = max((len(names) - 1) / len(names) * (change**2).sum() - twice, sum(each**2 for each in of_sets.values()))
     often = has.sum(0)
     effective = often.sum() ** 2 / (often**2).sum()
-    return float(stats.t.ppf(0.975, max(effective - 1, 1)) * variance**0.5)
+    return float(variance), float(stats.t.ppf(0.975, max(effective - 1, 1)))
 
 
 def _apart(clusters: Sequence[Sequence[str]]) -> int:

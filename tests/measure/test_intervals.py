@@ -172,6 +172,43 @@ def test_intervals_over_pairs_of_words_cover_the_rate_as_often_as_they_say(paire
     assert (0.88 if most > 0.1 and spread else 0.92) <= covered / trials <= 0.99
 
 
+@pytest.mark.parametrize(("words", "least"), [(24, 0.86), (40, 0.88)])
+def test_intervals_over_words_of_rates_near_one_hold_them_mostly(words, least):
+    """Of 400 pairs .98 are right, and every word has a large effect. With the jackknife alone it is .8 of the intervals."""
+    generator, covered, trials = np.random.default_rng(0), 0, 150
+    offset = 5.77  # with which a word's effects of 1.5 give .98
+    for _ in range(trials):
+        effect, base = generator.normal(0, 1.5, words), generator.integers(words, size=400)
+        source = (base + generator.integers(1, words, 400)) % words
+        outcomes = generator.random(400) < 1 / (1 + np.exp(-offset - effect[base] - effect[source]))
+        low, high = mean_interval(outcomes, [(str(one), str(other)) for one, other in zip(base, source, strict=True)])
+        covered += low <= 0.98 <= high
+    assert covered / trials >= least
+
+
+def test_a_cell_without_failures_adds_what_is_not_known_of_it():
+    """Isolation of 1 beside a cause of .9: the mean is not known better than half of the cause is."""
+    words = [(str(number % 100),) for number in range(200)]
+    cells = ["cause"] * 100 + ["isolation"] * 100
+    wrong = np.array([0] * 10 + [1] * 90)
+    low, high = mean_interval(np.concatenate([wrong, np.ones(100)]), words, cells)
+    alone = mean_interval(wrong, words[:100])
+    expected = np.hypot((0.9 - alone[0]) / 2, (1 - wilson(100, 100)[0]) / 2)
+    assert 0.95 - low == pytest.approx(expected, rel=0.02)
+    assert high - 0.95 == pytest.approx((alone[1] - 0.9) / 2, rel=0.02)
+
+
+def test_one_difference_does_not_make_more_certain_than_none():
+    one = np.zeros(300)
+    one[7] = 1
+    bound = wilson(0, 300)[1]
+    mean, low, high = mean_over_seeds(one, 1, paired=True)
+    assert (low, high) == pytest.approx((mean - bound, mean + bound))
+    assert low < -0.009
+    low, high = mean_interval(one, [(str(number),) for number in range(300)], paired=True)
+    assert (low, high) == pytest.approx((mean - bound, mean + bound))
+
+
 def test_the_interval_of_one_word_each_is_that_of_a_mean():
     """And twelve pairs of every word count once."""
     values = np.random.default_rng(0).normal(size=30)
