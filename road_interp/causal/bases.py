@@ -43,11 +43,19 @@ class Columns(nn.Module):
     Args:
         weight: `(width, count)`: orthonormal columns or, if trained, a matrix whose QR decomposition gives them.
         trained: whether `weight` is trained.
+
+    Raises:
+        InputError: a weight of another shape, or columns that are not orthonormal.
     """
 
     def __init__(self, weight: Float[Tensor, "width count"], trained: bool = False) -> None:
         super().__init__()
         check_argument("causal.Columns", weight, Tensor, "a matrix of shape (width, count)")
+        if weight.ndim != 2 or weight.shape[1] > weight.shape[0]:
+            shape = tuple(weight.shape)
+            raise InputError(f"causal.Columns needs a matrix of shape (width, count) with no more columns than rows, not {shape}")
+        if not trained:
+            check_orthonormal("causal.Columns", weight)
         self.count, self.trained = weight.shape[1], trained
         self.weight = nn.Parameter(weight.clone(), requires_grad=trained)
 
@@ -115,6 +123,7 @@ class InBasis(nn.Module):
         self, interchange: nn.Module, columns: Float[Tensor, "width count"], units: Float[Tensor, " count"] | None = None
     ) -> None:
         super().__init__()
+        check_orthonormal("causal.InBasis", columns)
         self.interchange = interchange
         self.register_buffer("columns", columns.clone())
         self.num_subspaces: int | None = getattr(interchange, "num_subspaces", None)
@@ -133,6 +142,14 @@ class InBasis(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InBasis:
         """Move with the model to its device, but keep the dtype: rounded columns are not orthonormal."""
         return super()._apply(move_only(fn), recurse)
+
+
+def check_orthonormal(function: str, columns: Float[Tensor, "width count"]) -> None:
+    """Raise InputError unless columns are orthonormal up to the rounding of their dtype: the states would be moved elsewhere."""
+    columns = columns.detach()
+    off = (columns.double().T @ columns.double() - torch.eye(columns.shape[1], device=columns.device)).abs().max()
+    if not off <= max(1e-4, 4 * torch.finfo(columns.dtype).eps):
+        raise InputError(f"{function}: the columns are not orthonormal: give torch.linalg.qr(columns).Q")
 
 
 def principal_components(states: Float[Tensor, "n width"]) -> Float[Tensor, "width k"]:

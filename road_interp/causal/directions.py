@@ -38,11 +38,13 @@ def mean_difference(runs: InterchangeRuns) -> Float[Tensor, "width 1"]:
 def probe_direction(runs: InterchangeRuns) -> Float[Tensor, "width 1"]:
     """Unit normal of the boundary between two classes found by logistic regression on standardised states.
 
+    Where both classes have the same states, as at a word before those that differ, it is the difference of class means, 0.
+
     Raises InputError unless there are two classes.
     """
     states, second = _states_by_class(runs)
     fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(states.cpu().numpy(), second.cpu().numpy())
-    return _unit(fitted[1].coef_[0] / fitted[0].scale_, states)
+    return _unit(fitted[1].coef_[0] / fitted[0].scale_, states) if fitted[1].coef_.any() else mean_difference(runs)
 
 
 def discriminant_direction(runs: InterchangeRuns) -> Float[Tensor, "width 1"]:

@@ -51,8 +51,8 @@ class EntityTask:
             By default its group.
 
     Raises:
-        InputError: a prompt without the place of the entity; an entity without a value, or in another split than these three; a
-            group in two splits, or of a name that is no entity.
+        InputError: no prompts; a prompt without the place of the entity; an entity without a value, or in another split than
+            these three; a group in two splits, or of a name that is no entity.
     """
 
     name: str
@@ -65,6 +65,8 @@ class EntityTask:
     def __post_init__(self) -> None:
         for name in ("values", "prompts", "split", "group", "cluster"):
             check_argument("causal.EntityTask", getattr(self, name), Mapping, f"a dictionary as {name}")
+        if not self.prompts:
+            raise InputError(f"{self.name}: there are no prompts: give those of one attribute at least")
         for attribute, prompts in self.prompts.items():
             listed = checked_list("causal.EntityTask", prompts, str, f"the prompts of '{attribute}', as in ('The %s is',)")
             if wrong := [prompt for prompt in listed if prompt.count(SLOT) != 1]:

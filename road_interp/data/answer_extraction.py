@@ -27,8 +27,13 @@ def extract_answer(pattern: str, text: str) -> str | None:
     if not matches:
         return None
     groups = [group for group in matches[-1].groups() if group]
-    answer = (groups[0] if groups else matches[-1].group()).strip().casefold()
+    return normalized_answer(groups[0] if groups else matches[-1].group()) or None
+
+
+def normalized_answer(text: str) -> str:
+    """An answer in the form in which answers are compared: lower case, or a number without commas, as `extract_answer` has it."""
+    answer = text.strip().casefold()
     try:
         return f"{float(answer.replace(',', '')):.12g}"
     except ValueError:
-        return answer or None
+        return answer

@@ -1,4 +1,4 @@
-"""Measuring functions: each takes a model and data and returns a frozen report with `to_json` and `from_json`."""
+"""Measuring functions, which return frozen values; reports have `to_json` and `from_json`."""
 
 from typing import Any
 
@@ -17,6 +17,7 @@ from road_interp.measure.exact_match import ExactMatchReport, exact_match
 from road_interp.measure.frozen_states import Features, read_features
 from road_interp.measure.interference import InterferenceReport, interference
 from road_interp.measure.joint_training import JointTraining, JointTrainingReport, joint_training
+from road_interp.measure.labels import MethodLabel
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy
 from road_interp.measure.parameter_share import MethodOutcomes, ParameterShareReport
 from road_interp.measure.strength import StrengthReport, strength
@@ -42,6 +43,7 @@ __all__ = [
     "InterferenceReport",
     "JointTraining",
     "JointTrainingReport",
+    "MethodLabel",
     "MethodOutcomes",
     "MultiTaskAccuracyReport",
     "MultiTaskAccuracyStudy",

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from road_interp.adapters.bank import BASE
-from road_interp.arguments import check_callable, checked_reports
+from road_interp.arguments import check_argument, check_callable, checked_reports
 from road_interp.data.behaviours import Behaviour, Review
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
@@ -277,6 +277,7 @@ def composition(
         InputError: no reviews, or another number of answers than of reviews.
     """
     check_callable("measure.composition", "generate", generate, "a function of prompts and active tasks that returns answers")
+    check_argument("measure.composition", label, MethodLabel, "measure.MethodLabel(model, method, seed)")
     if not reviews:
         raise InputError("measure.composition: there are no reviews")
     scores = []

@@ -270,6 +270,12 @@ def _check(features: SplitFeatures, random: Mapping[int, SplitFeatures], metric:
 
 
 def _check_split(name: str, split: Features, pretrained: Features, num_labels: int) -> None:
+    for each in (split, pretrained):
+        check_argument("measure.disentangle", each, Features, "measure.read_features(model, batches, token)")
+    if not len(split.states):
+        raise InputError(f"{name}: there are no texts")
+    if split.states.dtype != np.float32:
+        raise InputError(f"{name}: the states are {split.states.dtype}: give states.astype(numpy.float32)")
     if split.states.shape != pretrained.states.shape or not np.array_equal(split.labels, pretrained.labels):
         raise InputError(f"{name}: other texts or another width than those of the pretrained backbone")
     if split.place != pretrained.place:
@@ -282,5 +288,5 @@ def _check_split(name: str, split: Features, pretrained: Features, num_labels: i
     read = (split.states, split.chunk_norms, split.random_chunk_norms, split.labels)
     if not all(np.isfinite(values).all() for values in read):
         raise InputError(f"{name}: a state, norm or label is not finite")
-    if num_labels > 1 and not (split.labels.dtype.kind == "i" and np.isin(split.labels, np.arange(num_labels)).all()):
-        raise InputError(f"{name}: a label is not one of the classes 0 to {num_labels - 1}")
+    if num_labels > 1 and not (split.labels.dtype.kind in "iu" and np.isin(split.labels, np.arange(num_labels)).all()):
+        raise InputError(f"{name}: a label is not one of the classes 0 to {num_labels - 1}, as whole numbers")

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from road_interp.adapters.base_model import model_name
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError
-from road_interp.measure.arguments import check_batch
+from road_interp.measure.arguments import check_batch, check_batches
 from road_interp.measure.drift_sums import DriftSums, Mean
 from road_interp.measure.intervals import bootstrap_means, interval
 from road_interp.models.hidden_states import (
@@ -218,12 +218,15 @@ def drift(
 ) -> DriftReport:
     """Compare the states of two models on the same texts, at every read point, in one pass over the texts.
 
+    Intervals are percentiles of a bootstrap over texts, and too narrow for a few of them: in simulations with normal values they
+    held the mean in .51 of the cases with two texts, and in .93 with ten.
+
     If a process group of torch.distributed is initialised, every process must be given the same batches. It computes its share
     of them, and all processes return the report of all texts.
 
     Args:
-        base, tuned: transformers models, RoadModels or PEFT models of the same depth and width. If `tuned` is a PEFT model
-            around `base` itself, its adapter is disabled for `base`.
+        base, tuned: transformers models, RoadModels or PEFT models of the same depth and width. Where one is a PEFT model
+            around the base model of the other, its adapter is disabled while the other is read.
         batches: model inputs with an attention_mask.
         token: as in DriftReport; "last" for causal models, whose first token does not depend on the rest of the text.
         stack: path of the block stack, for models that have two (encoder and decoder).
@@ -237,6 +240,7 @@ def drift(
     """
     check_token(token)
     _check_models(base, tuned)
+    check_batches("drift", batches)
     names = (base_name or _name(base), tuned_name or _name(tuned))
     process, processes = _share()
     sides: tuple[_Side, _Side] | None = None
@@ -310,7 +314,8 @@ def _compare(
     """The quantities of every state for `DriftSums.of`, and the row of the batch of each state."""
     with _without_adapter(base.model, tuned.model):
         before, rows = base.states(batch, token)
-    after, _ = tuned.states(batch, token)
+    with _without_adapter(tuned.model, base.model):
+        after, _ = tuned.states(batch, token)
     values = []
     for old, new in zip(before, after, strict=True):
         if old.shape != new.shape:
@@ -350,10 +355,10 @@ def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _without_adapter(base: Any, tuned: Any) -> AbstractContextManager[Any]:
-    """Disable the adapter of `tuned` if `tuned` is a PEFT model around `base` itself."""
-    inside = base is not tuned and unwrap_model(tuned) is base and hasattr(tuned, "disable_adapter")
-    return tuned.disable_adapter() if inside else nullcontext()
+def _without_adapter(model: Any, other: Any) -> AbstractContextManager[Any]:
+    """Disable the adapter of `other` while `model` is read, if only `other` is a PEFT model, around the same base model."""
+    only_other = hasattr(other, "disable_adapter") and not hasattr(model, "disable_adapter")
+    return other.disable_adapter() if only_other and unwrap_model(other) is unwrap_model(model) else nullcontext()
 
 
 def _on(device: torch.device, batch: Batch) -> dict[str, Tensor]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from road_interp.arguments import check_callable
-from road_interp.data.answer_extraction import Question, extract_answer
+from road_interp.arguments import check_argument, check_callable, checked_list
+from road_interp.data.answer_extraction import Question, extract_answer, normalized_answer
 from road_interp.errors import InputError
 from road_interp.measure.intervals import wilson
 from road_interp.measure.labels import MethodLabel
@@ -66,7 +67,7 @@ def exact_match(
 ) -> ExactMatchReport:
     """Answer the questions of every task with no planes, its own planes and all planes active, and score the answers.
 
-    An answer that was cut off counts by what stands there: give enough tokens.
+    An answer that was cut off counts by what stands there: give enough tokens. Case and the way a number is written do not count.
 
     Args:
         generate: generates answers to prompts with a set of active tasks.
@@ -76,22 +77,37 @@ def exact_match(
         label: names for the report.
 
     Raises:
-        InputError: a task without a pattern or without questions, or another number of answers than of questions.
+        InputError: a task without a pattern or without questions, a pattern that is no regular expression, or another number of
+            answers than of questions.
     """
     check_callable("measure.exact_match", "generate", generate, "a function of prompts and active tasks that returns answers")
+    check_argument("measure.exact_match", label, MethodLabel, "measure.MethodLabel(model, method, seed)")
+    check_argument("measure.exact_match", patterns, Mapping, "a regular expression by task")
+    for task, own in questions.items():
+        if not checked_list("measure.exact_match", own, Question, f"the questions of '{task}'"):
+            raise InputError(f"there are no questions of '{task}'")
+        _check_pattern(task, entry(patterns, task, "pattern of"))
     answers: dict[str, dict[str, tuple[str, ...]]] = {}
     correct: dict[str, dict[str, tuple[bool, ...]]] = {}
     for task, own in questions.items():
-        if not own:
-            raise InputError(f"there are no questions of '{task}'")
         answers[task], correct[task] = {}, {}
         for active in active_sets(task, tasks):
             progress(f"questions of {task} with {active}")
             texts = tuple(answer.text for answer in generate([question.prompt for question in own], active))
             if len(texts) != len(own):
                 raise InputError(f"{len(texts)} answers to {len(own)} questions of '{task}': one answer is needed for each")
-            pattern = entry(patterns, task, "pattern of")
-            matches = [extract_answer(pattern, text) == question.answer for text, question in zip(texts, own, strict=True)]
+            matches = [
+                extract_answer(patterns[task], text) == normalized_answer(question.answer)
+                for text, question in zip(texts, own, strict=True)
+            ]
             answers[task][active], correct[task][active] = texts, tuple(matches)
     by_task = {task: tuple(own) for task, own in questions.items()}
     return ExactMatchReport(label.model, label.method, label.seed, by_task, answers, correct)
+
+
+def _check_pattern(task: str, pattern: str) -> None:
+    """Raise InputError for a pattern that is no regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise InputError(f"the pattern of '{task}', {pattern!r}, is no regular expression: {error}") from None

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError
-from road_interp.measure.arguments import check_batch
+from road_interp.measure.arguments import check_batch, check_batches
 from road_interp.models.hidden_states import (
     Batch,
     Token,
@@ -85,7 +85,10 @@ def read_features(
     if token not in ("first", "last", "mean"):
         raise InputError(f"token '{token}' has no state per text; use first, last or mean")
     states, norms, random_norms, labels, points = [], [], [], [], None
-    heads = text_config(base).num_attention_heads
+    check_batches("read_features", batches)
+    heads = getattr(text_config(base), "num_attention_heads", None)
+    if heads is None:
+        raise InputError(f"measure.read_features: {type(base).__name__} has no attention heads, which give the chunks of norms")
     for batch in batches:
         check_batch("read_features", batch)
         if "labels" not in batch:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.arguments import check_argument, checked_reports
+from road_interp.arguments import check_argument, check_callable, checked_reports
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
 from road_interp.measure.ablation import ScoreFn
@@ -29,7 +29,7 @@ class InterferenceReport(Result):
 
     Attributes:
         model: name of the base model.
-        names: of the adapters, those with scored tasks first.
+        names: of the adapters, in the order in which they were given.
         seeds: of the trainings.
         overlap: for every pair of adapters, the fraction of their most rotated planes (a tenth of all) that they share; by chance
             a tenth. Planes with angle 0 are not counted. Mean over seeds.
@@ -121,6 +121,9 @@ def interference(
             or a plane of magnitude 0.
     """
     check_argument("measure.interference", adapters, Mapping, "a dict of adapters by name")
+    check_argument("measure.interference", scores, Mapping, "a dict of scoring functions by name of an adapter")
+    for name, score in scores.items():
+        check_callable("measure.interference", f"scores['{name}']", score, "a function of an adapter, such as make_scorer(run)")
     adapters = {name: RoadAdapter.of(each) for name, each in adapters.items()}
     names = list(adapters)
     if len(names) < 2:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from road_interp.arguments import check_argument, checked_list
+from road_interp.arguments import check_argument, check_count, checked_list
 from road_interp.errors import InputError
 from road_interp.measure.angles import AngleReport, SiteAngles, check_magnitudes
 from road_interp.measure.intervals import interval
@@ -184,6 +184,8 @@ def query_key(report: AngleReport, key_heads: int | None = None) -> QueryKey:
             share a key head, or a plane has magnitude 0.
     """
     check_argument("measure.query_key", report, AngleReport, "measure.angles(adapter)")
+    if key_heads is not None:
+        check_count("measure.query_key", "key_heads", key_heads)
     sites = {(site.layer, site.kind): site for site in report.sites if site.layer is not None}
     pairs = [(key, (key[0], _key_of(key[1]))) for key in sites if _key_of(key[1]) != key[1]]
     pairs = [(query, key) for query, key in pairs if key in sites]

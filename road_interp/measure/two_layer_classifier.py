@@ -90,6 +90,8 @@ def train_arm(arm: str, splits: SplitFeatures, metric: str, num_labels: int, see
 def _epochs(arm: str, train: Features, num_labels: int, seed: int, rate: float) -> Iterator[TwoLayerClassifier]:
     """Train a classifier, yielding it after every epoch."""
     states, labels = torch.from_numpy(train.states), torch.from_numpy(train.labels)
+    if num_labels > 1:
+        labels = labels.long()
     scale = (float(labels.mean()), float(labels.std()) or 1.0) if num_labels == 1 else (0.0, 1.0)
     with seeded(seed):
         classifier = TwoLayerClassifier(arm, states.shape[1], num_labels, *scale)

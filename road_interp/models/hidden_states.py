@@ -134,6 +134,7 @@ def text_token(tokenizer: PreTrainedTokenizerBase) -> Literal["first", "last"]:
 
 def token_index(mask: Int[Tensor, "rows tokens"], token: Literal["first", "last"]) -> Int[Tensor, " rows"]:
     """The index of the first or last token of each row that is not padding."""
+    mask = mask.int()  # argmax of booleans is not defined
     return mask.argmax(1) if token == "first" else mask.shape[1] - 1 - mask.flip(1).argmax(1)
 
 

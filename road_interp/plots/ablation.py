@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from road_interp.errors import InputError
+from road_interp.plots.arguments import check_choice
 from road_interp.plots.style import COLORS, error_bars, prepared, styled
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def ablation(report: AblationReport, ax: Axes | None = None) -> Axes:
 @styled
 def ablation_by(report: AblationReport, ax: Axes | None = None, group: Literal["layer", "kind"] = "layer") -> Axes:
     """Metric lost when one layer or module kind keeps only one component of its planes, or neither, with 95% intervals."""
+    check_choice("ablation_by", "group", group, ("layer", "kind"))
     chosen = _rows(report, "ablation_by", group)
     ax = prepared(ax)
     whats = list(dict.fromkeys(row.what for row in chosen))

@@ -23,6 +23,8 @@ def learning_rates(
 
     Raises InputError where there is no score, or none at a chosen rate.
     """
+    if not all(isinstance(of_method, Mapping) for of_method in scores.values()):
+        raise InputError("plots.learning_rates draws scores by rate: give {method: {rate: score}}")
     rates = sorted({rate for of_method in scores.values() for rate in of_method})
     if not rates:
         raise InputError("plots.learning_rates draws scores by rate: give {method: {rate: score}}, with one score at least")

@@ -71,8 +71,10 @@ def composition_control(reports: Sequence[CompositionReport] | CompositionReport
         rows = np.arange(len(reports)) + 0.2 * (number - 1)
         bars = error_bars(rates, low, high)
         ax.errorbar(rates, rows, xerr=bars, fmt="Dos"[number], color=COLORS[number], markersize=4, capsize=2, label=label)
-    if reports[0].majority is not None and "label" in reports[0].tasks:
-        ax.axvline(reports[0].majority, color="0.5", linewidth=0.8, linestyle="--", label="more frequent label")
+    majorities = [(row, each.majority) for row, each in enumerate(reports) if each.majority is not None and "label" in each.tasks]
+    if majorities:
+        rows, shares = np.array(majorities).T
+        ax.vlines(shares, rows - 0.5, rows + 0.5, color="0.5", linewidth=0.8, linestyle="--", label="more frequent label")
     ax.set_yticks(range(len(reports)), [f"{each.method} ({counted(len(each.seeds), 'seed')})" for each in reports])
     ax.yaxis.set_inverted(True)
     ax.set(xlabel="exactly the active tasks (fraction of answers)", xlim=(-0.02, 1.02))

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from road_interp.errors import InputError
+from road_interp.measure.intervals import joined_seeds
 from road_interp.plots.arguments import check_choice, listed
 from road_interp.plots.style import COLORS, color_and_marker, error_bars, prepared, styled
 
@@ -35,8 +36,10 @@ def variables(
         raise InputError("plots.variables draws methods that were tested; this comparison has trainings on validation pairs only")
     if quantity != "disentangle" and not all(report.scores for each in comparisons for report in each.reports):
         raise InputError(f"plots.variables: these comparisons have no {quantity} by variable, as after `without`")
-    if len({(each.model, each.task, each.variables, each.layer) for each in comparisons}) > 1:
-        raise InputError("plots.variables draws comparisons of one model, task and layer")
+    if len({(each.model, each.task, each.variables, each.layer, each.steps) for each in comparisons}) > 1:
+        raise InputError("plots.variables draws comparisons of one model, task, layer and number of steps")
+    for count in (counts := sorted({each.coordinates for each in comparisons})):
+        joined_seeds([(each.seed,) for each in comparisons if each.coordinates == count])
     ax = prepared(ax)
     tested: dict[str, list[VariablesReport]] = {}
     most_methods_first = sorted(
@@ -46,12 +49,12 @@ def variables(
         tested.setdefault(report.method, []).append(report)
     lines = {method: reports for method, reports in tested.items() if reports[0].coordinates}
     for number, (method, reports) in enumerate(lines.items()):
-        counts = sorted({report.coordinates for report in reports})
-        values = [[_value(report, quantity) for report in reports if report.coordinates == count] for count in counts]
+        tested_counts = sorted({report.coordinates for report in reports})
+        values = [[_value(report, quantity) for report in reports if report.coordinates == count] for count in tested_counts]
         mean, low, high = (np.array([each(of_count) for of_count in values]) for each in (np.mean, np.min, np.max))
         shift = 1.03 ** (number - (len(lines) - 1) / 2)  # so that lines with equal values stay visible
         ax.errorbar(
-            np.array(counts) * shift,
+            np.array(tested_counts) * shift,
             mean,
             yerr=error_bars(mean, low, high),
             linestyle="-" if number < len(COLORS) else "--",
@@ -64,7 +67,6 @@ def variables(
     for number, method in enumerate(method for method in tested if method not in lines):
         level = float(np.mean([_value(report, quantity) for report in tested[method]]))
         ax.axhline(level, color="0.4", linewidth=1, linestyle=(":", "-.")[number % 2], label=method)
-    counts = sorted({found.coordinates for found in comparisons})
     ax.set_xscale("log", base=2)
     ax.set_xticks(counts, [str(count) for count in counts])
     ax.minorticks_off()

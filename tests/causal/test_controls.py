@@ -117,6 +117,16 @@ def test_a_discriminant_of_classes_that_do_not_vary_is_the_difference_of_means(t
     torch.testing.assert_close(discriminant_direction(runs).squeeze(1), expected)
 
 
+def test_a_probe_of_classes_with_the_same_states_is_no_direction(taught):
+    """As at a word before the one that decides, which varies over the pairs, but is the same in base and source."""
+    model, pairs = taught
+    runs = copy.copy(InterchangeRuns(model, pairs, 0, "name"))
+    states = torch.randint(-3, 4, (2, 32), generator=torch.Generator().manual_seed(0)).float()  # whose sums are exact
+    runs.bases = runs.sources = states[torch.arange(len(pairs)) % 2]
+    for direction in (probe_direction, discriminant_direction, mean_difference):
+        assert not direction(runs).any()
+
+
 def test_clusters_part_the_states_that_differ_most(taught):
     """Two far groups of states, whatever their classes."""
     model, pairs = taught

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from road_interp.causal.accuracy import interchange_accuracy
-from road_interp.causal.bases import Columns
+from road_interp.causal.bases import Columns, InBasis
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.variables import measure_variables, train_variables
 from road_interp.errors import InputError
@@ -87,6 +87,23 @@ def test_masks_that_do_not_fit_are_refused():
         MaskedInterchange(2, 9, 5)
     with pytest.raises(InputError, match="not str: give causal.Columns, Neurons or PlaneRotations"):
         MaskedInterchange(2, 9, 2, "neurons")
+
+
+def test_columns_that_are_not_orthonormal_are_refused():
+    """A swap of their coordinates would put the state elsewhere."""
+    columns = torch.linalg.qr(torch.randn(9, 6, generator=torch.Generator().manual_seed(0))).Q
+    for given in (2 * columns, torch.randn(9, 6), columns / float("nan")):
+        with pytest.raises(
+            InputError, match=r"causal.Columns: the columns are not orthonormal: give torch.linalg.qr\(columns\).Q"
+        ):
+            Columns(given)
+        with pytest.raises(InputError, match="causal.InBasis: the columns are not orthonormal"):
+            InBasis(torch.nn.Identity(), given)
+    for given in (columns.T, columns[:, 0]):
+        with pytest.raises(InputError, match="no more columns than rows, not"):
+            Columns(given, trained=True)
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        assert Columns(columns.to(dtype)).count == 6
 
 
 def test_a_state_of_other_masks_is_refused():

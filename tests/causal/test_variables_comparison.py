@@ -76,7 +76,7 @@ def test_seeds_are_pooled_over_the_groups_that_they_share():
         disentangle_over_seeds([one, one], "m")
     with pytest.raises(InputError, match="needs one comparison at least"):
         disentangle_over_seeds([], "m")
-    with pytest.raises(InputError, match="plots.variables draws comparisons of one model, task and layer"):
+    with pytest.raises(InputError, match="plots.variables draws comparisons of one model, task, layer and number of steps"):
         plots.variables([one, replace(other, layer=5)])
 
 

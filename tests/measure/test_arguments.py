@@ -83,6 +83,17 @@ def test_arguments_that_need_more(model):
         measure.interference([], {}, model="m", seed=0)
     with pytest.raises(InputError, match="'generate' must be a function"):
         measure.composition(3, None, {}, [], [], None)
+    with pytest.raises(InputError, match="measure.composition needs MethodLabel, not str: give measure.MethodLabel"):
+        measure.composition(lambda prompts, active: [], None, {}, ["review"], ["prompt"], "road_1")
+    with pytest.raises(InputError, match=r"by must be a list of names, as in \['layer'\], not None"):
+        measure.ablation(model, scorer, model="m", seed=0, by=None)
+    adapters = {"a": model, "b": model}
+    with pytest.raises(InputError, match="measure.interference needs Mapping, not NoneType: give a dict of scoring functions"):
+        measure.interference(adapters, None, model="m", seed=0)
+    with pytest.raises(InputError, match=r"'scores\['a'\]' must be a function, not int: give a function of an adapter"):
+        measure.interference(adapters, {"a": 3}, model="m", seed=0)
+    with pytest.raises(InputError, match="measure.query_key: key_heads must be a whole number of at least 1, not 0"):
+        measure.query_key(measure.angles(model), key_heads=0)
 
 
 def test_drift_takes_the_models_names_and_no_plain_texts(model):
@@ -94,3 +105,14 @@ def test_drift_takes_the_models_names_and_no_plain_texts(model):
         measure.drift(model.model, model, ["a text"])
     with pytest.raises(InputError, match="measure.read_features needs batches"):
         measure.read_features(model, ["a text"], "first")
+    (batch,) = batches()
+    for wrong, message in (
+        (None, "measure.{} needs a list of batches, not NoneType"),
+        (batch, "measure.{} needs a list of batches, not dict"),
+        ([{**batch, "input_ids": batch["input_ids"].tolist()}], "measure.{}: 'input_ids' of a batch is a list, not a tensor"),
+        ([{**batch, "attention_mask": batch["attention_mask"][0]}], "measure.{}: the attention_mask has shape .*, not that of"),
+    ):
+        with pytest.raises(InputError, match=message.format("drift")):
+            measure.drift(model.model, model, wrong)
+        with pytest.raises(InputError, match=message.format("read_features")):
+            measure.read_features(model, wrong, "first")

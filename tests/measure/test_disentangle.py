@@ -336,6 +336,7 @@ def test_heads_that_do_not_divide_the_state_and_no_texts_are_refused():
 
 SPLITS = synthetic("direction")
 TEST = SPLITS["test"]
+NO_TEXTS = Features(TEST.states[:0], TEST.chunk_norms[:0], TEST.random_chunk_norms[:0], TEST.labels[:0])
 
 
 def spoiled(**changes):
@@ -363,6 +364,15 @@ def spoiled(**changes):
         ),
         (spoiled(labels=TEST.labels + 1), {0: SPLITS}, {}, "test: a label is not one of the classes 0 to 1"),
         (spoiled(labels=TEST.labels / 1), {0: SPLITS}, {}, "test: a label is not one of the classes 0 to 1"),
+        (spoiled(labels=TEST.labels > 0), {0: SPLITS}, {}, "test: a label is not one of the classes 0 to 1, as whole numbers"),
+        (spoiled(states=TEST.states.astype(float)), {0: SPLITS}, {}, r"states are float64: give states.astype\(numpy.float32\)"),
+        ({**SPLITS, "test": TEST.states}, {0: SPLITS}, {}, "measure.disentangle needs Features, not ndarray"),
+        (
+            {**SPLITS, "test": NO_TEXTS},
+            {0: {**SPLITS, "test": NO_TEXTS}},
+            {},
+            "features, test: there are no texts",
+        ),
         (
             {split: replace(each, labels=0 * each.labels) for split, each in SPLITS.items()},
             {0: {split: replace(each, labels=0 * each.labels) for split, each in SPLITS.items()}},

@@ -305,6 +305,27 @@ def test_a_model_that_peft_changed_is_compared_with_itself_before():
     assert not numbers(measure.drift(tuned, tuned, batch, **NAMES))[:, :6].any()
 
 
+def test_the_adapter_of_peft_is_disabled_while_the_other_model_is_read():
+    """Also where the PEFT model comes first, or the other is a RoadModel around the same base model."""
+    peft = pytest.importorskip("peft", reason="needs the extra [peft]")
+    base = tiny_model("Bert")
+    apart, adapter, batch = copy.deepcopy(base), random_adapter(find_sites(base, ["value"]), spread=0.2), [token_batch()]
+    config = peft.LoraConfig(target_modules=["query", "value"], r=2, init_lora_weights=False)
+    tuned = peft.get_peft_model(base, config)
+    for make in (lambda model: model, lambda model: RoadModel(model, adapter)):
+        for order in (lambda model: (tuned, model), lambda model: (model, tuned)):
+            with_own_base = numbers(measure.drift(*order(make(apart)), batch, **NAMES))
+            np.testing.assert_allclose(numbers(measure.drift(*order(make(base)), batch, **NAMES)), with_own_base, atol=1e-6)
+
+
+@pytest.mark.parametrize("token", ["first", "last", "mean", "all"])
+def test_masks_of_booleans_are_read_like_those_of_numbers(token):
+    base, batch = tiny_model("Bert"), padded_batch((5, 3, 7), "right")
+    as_booleans = {**batch, "attention_mask": batch["attention_mask"].bool()}
+    found = [numbers(measure.drift(base, shifted(base), [each], token, **NAMES)) for each in (batch, as_booleans)]
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["PrefixTuningConfig", "PromptTuningConfig"])
 def test_learned_prompts_of_peft_are_refused(kind):
     """They act in calls of the PEFT model only: the model inside it, whose states are read, did not move at all."""

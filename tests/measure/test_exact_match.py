@@ -44,6 +44,35 @@ def test_the_last_match_is_what_counts(pattern, text, expected):
     assert extract_answer(pattern, text) == expected
 
 
+def test_case_and_the_writing_of_numbers_do_not_count():
+    def answering(prompts, active):
+        return [Answer(text, True) for text in ("Paris is it: Paris", "It is 5,000")]
+
+    questions = {"facts": [Question("the capital", "paris"), Question("how many", "5,000.0")]}
+    written = {"facts": [Question("the capital", " Paris"), Question("how many", "5000")]}
+    for each in (questions, written):
+        report = exact_match(answering, each, {"facts": r"[\w,.]+"}, ["facts"], MethodLabel("m", "x", 0))
+        assert report.rate("facts", "facts")[0] == 1
+
+
+def test_what_cannot_be_scored_is_refused_before_anything_is_generated():
+    def generate(prompts, active):
+        pytest.fail("generated first")
+
+    label, questions = MethodLabel("m", "x", 0), {"sums": [Question("1 + 1", "2")]}
+    for changed, message in (
+        ({"label": "m"}, "needs MethodLabel, not str: give measure.MethodLabel"),
+        ({"patterns": {"sums": "("}}, r"the pattern of 'sums', '\(', is no regular expression: missing \)"),
+        ({"patterns": {"sums": None}}, "the pattern of 'sums', None, is no regular expression"),
+        ({"patterns": None}, "needs Mapping, not NoneType: give a regular expression by task"),
+        ({"patterns": {}}, "no pattern of 'sums'"),
+        ({"questions": {"sums": ["1 + 1"]}}, "needs Question, not str: give the questions of 'sums'"),
+    ):
+        given = {"questions": questions, "patterns": {"sums": r"\d"}, "tasks": ["sums"], "label": label, **changed}
+        with pytest.raises(InputError, match=message):
+            exact_match(generate, **given)
+
+
 def scripted():
     """A report of answers that are right only with the task's own planes active, except for one easy question."""
 

@@ -252,13 +252,19 @@ def test_control_of_several_methods_is_all_tasks_their_mean_and_their_least():
     assert [text.get_text() for text in ax.get_yticklabels()] == ["road_1 (1 seed)", "other (1 seed)"]
 
 
-@pytest.mark.parametrize("draw", [plots.composition, plots.composition_control])
-def test_the_more_frequent_label_is_drawn_where_a_task_is_the_label(draw):
-    text = replace(composition_report(), majority=0.6).to_json()
-    for report, lines in ((text, [0.6]), (text.replace("label", "greeting"), [])):
-        ax = draw(CompositionReport.from_json(report))
-        drawn = [line for line in ax.get_lines() if line.get_label() == "more frequent label"]
-        assert [line.get_data()[draw is plots.composition][0] for line in drawn] == lines
+@pytest.mark.parametrize(("task", "lines"), [("label", [0.6]), ("greeting", [])])
+def test_the_more_frequent_label_is_drawn_where_a_task_is_the_label(task, lines):
+    report = CompositionReport.from_json(replace(composition_report(), majority=0.6).to_json().replace("label", task))
+    drawn = [line for line in plots.composition(report).get_lines() if line.get_label() == "more frequent label"]
+    assert [line.get_ydata()[0] for line in drawn] == lines
+
+
+def test_every_method_has_the_more_frequent_label_of_its_own_reviews():
+    reports = [replace(composition_report(), majority=share, method=str(share)) for share in (0.6, None, 0.9)]
+    (lines,) = [each for each in plots.composition_control(reports).collections if each.get_label() == "more frequent label"]
+    assert [(each[0][0], each[:, 1].mean()) for each in lines.get_segments()] == [(0.6, 0), (0.9, 2)]
+    greeting = CompositionReport.from_json(reports[0].to_json().replace("label", "greeting"))
+    assert "more frequent label" not in [each.get_label() for each in plots.composition_control([greeting]).collections]
 
 
 def test_means_are_drawn_with_their_intervals_in_the_row_of_their_name():
