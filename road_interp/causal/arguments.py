@@ -14,6 +14,7 @@ from road_interp.arguments import check_argument, check_callable
 from road_interp.errors import InputError, first_line
 from road_interp.models.intervenable import IntervenableModel
 from road_interp.models.open_contexts import shared_context
+from road_interp.models.vocabulary import vocabulary_of
 from road_interp.sites.module_tree import check_transformers_model
 
 
@@ -77,8 +78,8 @@ def check_language_model(function: str, model: Any) -> None:
 
 def check_vocabulary(model: Any, texts: Iterable[Sequence[int]]) -> None:
     """Raise InputError for token ids of a larger vocabulary than the model's."""
-    vocabulary = model.get_input_embeddings().num_embeddings
-    if (largest := max(map(max, texts))) >= vocabulary:
+    vocabulary = vocabulary_of(model)
+    if vocabulary is not None and (largest := max(map(max, texts))) >= vocabulary:
         raise InputError(
             f"the texts contain token {largest}, and {type(model).__name__} has {vocabulary} tokens: encode them with the "
             "tokeniser of this model"

@@ -28,7 +28,6 @@ class Neurons(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        check_argument("causal.Neurons", width, int, "the width of the state")
         check_count("causal.Neurons", "the width of the state", width)
         self.count = width
 
@@ -94,7 +93,6 @@ class PlaneRotations(nn.Module):
 
     def __init__(self, width: int, seed: int, depth: int = 1) -> None:
         super().__init__()
-        check_argument("causal.PlaneRotations", width, int, "the width of the state")
         check_count("causal.PlaneRotations", "the width of the state", width)
         check_count("causal.PlaneRotations", "the depth", depth)
         if width % 2:

@@ -41,7 +41,6 @@ class BoundlessInterchange(nn.Module):
 
     def __init__(self, variables: int, basis: Basis) -> None:
         super().__init__()
-        check_argument("causal.BoundlessInterchange", variables, int, "the number of variables")
         check_count("causal.BoundlessInterchange", "the number of variables", variables)
         kinds = (Neurons, Columns, PlaneRotations)
         check_argument("causal.BoundlessInterchange", basis, kinds, "causal.Columns, Neurons or PlaneRotations")

@@ -99,7 +99,16 @@ def cost(
     square orthogonal matrix for any rank and recomputes it in every step: its times are those of the parametrisation. Each
     interchange runs once to warm up. A step of the full rotation takes many seconds at a width of several thousand: an
     interchange whose step takes more than 10 seconds has three rounds.
+
+    Args:
+        width, batch: of the states.
+        rounds: timed steps of every interchange, in turn with the others.
+
+    Raises:
+        InputError: a number below 1, or an odd width.
     """
+    check_count("causal.cost", "width", width)
+    check_count("causal.cost", "batch", batch)
     check_count("causal.cost", "rounds", rounds)
     with seeded(0):
         interchanges = _interchanges(width)

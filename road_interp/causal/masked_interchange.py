@@ -53,7 +53,6 @@ class MaskedInterchange(nn.Module):
             (width, "width of the states"),
             (coordinates, "number per variable"),
         ):
-            check_argument("causal.MaskedInterchange", given, int, f"the {what}")
             check_count("causal.MaskedInterchange", f"the {what}", given)
         self.num_subspaces, self.coordinates = variables, coordinates
         if basis is not None:

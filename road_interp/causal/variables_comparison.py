@@ -175,7 +175,7 @@ def try_methods(
         train, validation: runs of pairs with disjoint entities.
         coordinates: per variable.
         methods: names of KNOWN_METHODS.
-        rates: learning rates by method; by default the one that METHODS gives each.
+        rates: learning rates by method; by default the one that KNOWN_METHODS gives each.
 
     Raises:
         InputError: an unknown method, no learning rate, or runs of another model, site, span or order of the variables.

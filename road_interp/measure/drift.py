@@ -33,6 +33,7 @@ from road_interp.models.hidden_states import (
     unwrap_model,
 )
 from road_interp.models.road_model import RoadModel
+from road_interp.models.vocabulary import vocabulary_of
 from road_interp.progress import Progress, silent
 from road_interp.results import Result, columns
 from road_interp.sources import readable_name
@@ -303,7 +304,7 @@ def _pair(base: Any, tuned: Any, batch: Batch, names: tuple[str, str], stack: st
 def _check_tokens(model: PreTrainedModel, name: str, batch: Batch) -> None:
     """Raise InputError for a token that a model does not know."""
     if "input_ids" in batch:
-        largest, known = int(batch["input_ids"].max()), getattr(model.get_input_embeddings(), "num_embeddings", None)
+        largest, known = int(batch["input_ids"].max()), vocabulary_of(model)
         if known is not None and largest >= known:
             raise InputError(f"the texts have token {largest}, {name} knows {known}: both models must read the same tokens")
 

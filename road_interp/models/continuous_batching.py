@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from road_interp.arguments import check_argument, is_whole
+from road_interp.arguments import check_argument, check_count, is_whole
 from road_interp.errors import InputError
 from road_interp.models.batching_engine import check_settings, make_engine
 from road_interp.models.compatibility import check_made_for, check_rotated_once
@@ -30,6 +30,7 @@ from road_interp.models.merging import merged_rotations
 from road_interp.models.open_contexts import opened
 from road_interp.models.row_selection import RowSelection
 from road_interp.models.row_sites import IN_EXPERTS, site_in_experts
+from road_interp.models.vocabulary import vocabulary_of
 from road_interp.rotation.inplace import has_complex_form, rotate_in_place
 from road_interp.sites.module_tree import hidden_of, with_hidden
 from road_interp.sites.site import Site
@@ -51,12 +52,6 @@ def check_prompts(prompts: Sequence[Prompt]) -> None:
         if not isinstance(prompt, str | Sequence | Tensor) or (isinstance(prompt, Tensor) and prompt.ndim != 1):
             kind = f"a tensor of shape {tuple(prompt.shape)}" if isinstance(prompt, Tensor) else type(prompt).__name__
             raise InputError(f"a prompt is a text or a list of token ids, not {kind}")
-
-
-def check_new_tokens(most: int | None) -> None:
-    """Raise InputError for a largest number of new tokens that is no whole number above 0; None stands for that of a config."""
-    if most is not None and (not is_whole(most) or most < 1):
-        raise InputError(f"max_new_tokens must be a whole number, at least 1, not {most!r}")
 
 
 @dataclass
@@ -311,14 +306,13 @@ class ContinuousBatching:
 
     def _check_fits(self, ids: Sequence[int], max_new_tokens: int | None) -> None:
         """Raise InputError for a request that the model or the cache can never hold: it would stop the engine for all others."""
-        embeddings: Any = self._model.get_input_embeddings()
-        vocabulary = embeddings.num_embeddings
-        if unknown := [token for token in ids if not 0 <= token < vocabulary]:
+        vocabulary = vocabulary_of(self._model)
+        if vocabulary is not None and (unknown := [token for token in ids if not 0 <= token < vocabulary]):
             raise InputError(f"{unknown[0]} is not a token of the model, which has {vocabulary}")
         new_tokens = self._manager.generation_config.max_new_tokens if max_new_tokens is None else max_new_tokens
-        check_new_tokens(new_tokens)
         if new_tokens is None:
             raise InputError("neither the request nor the generation config says how many tokens: max_new_tokens")
+        check_count("a request", "max_new_tokens", new_tokens)
         settings, text_config = self._manager.continuous_batching_config, self._model.config.get_text_config()
         limits = {
             "positions of the model": getattr(text_config, "max_position_embeddings", None),

@@ -18,7 +18,7 @@ from road_interp.adapters.bank import RoadBank, difference_of
 from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
-from road_interp.arguments import check_argument
+from road_interp.arguments import check_argument, check_count
 from road_interp.errors import InputError, shown
 from road_interp.models import pyvene_io
 from road_interp.models.call_arguments import (
@@ -32,7 +32,7 @@ from road_interp.models.call_arguments import (
 )
 from road_interp.models.coefficients import BankMaps, Rotations
 from road_interp.models.compatibility import check_made_for, check_without_peft, warn_of_other_weights
-from road_interp.models.continuous_batching import ContinuousBatching, Prompt, check_new_tokens, check_prompts
+from road_interp.models.continuous_batching import ContinuousBatching, Prompt, check_prompts
 from road_interp.models.factor_table import Wanted
 from road_interp.models.forward_wrapper import CallScope, Wrappers
 from road_interp.models.generate_arguments import check_generation, compiles_generation, complete_config
@@ -329,7 +329,8 @@ class RoadModel(IntervenableModel):
             InputError: another number of entries than prompts, an unknown name or setting, or other positions.
         """
         check_prompts(prompts)
-        check_new_tokens(max_new_tokens)
+        if max_new_tokens is not None:
+            check_count("generate_batch", "max_new_tokens", max_new_tokens)
         RowArguments(adapter_names, tasks, strengths=strengths).check(len(prompts), "prompt")
         if not prompts:
             return []
@@ -355,6 +356,8 @@ class RoadModel(IntervenableModel):
     ) -> ContinuousBatching:
         """transformers' engine for requests that come and go, inside a `with` statement: see `ContinuousBatching`.
 
+        `sizes`, the longest prompt, most new tokens and number of requests, make the engine's cache as large as they need;
+        without them, transformers takes most of the free memory for it. `engine_config` is its `ContinuousBatchingConfig`.
         Settings that `generation_config` leaves out are those of the base model, as in `generate`. Adapters may be added to the
         bank while it runs; other calls of the model are errors until it ends. Raises InputError for positions other than "all"
         and "prompt", and while the rotations are attached or merged or a call of the model runs.

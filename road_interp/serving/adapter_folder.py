@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from road_interp.adapters.bank import RoadBank
-from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.storage import holds_adapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
-from road_interp.models.compatibility import other_weights_beside
+from road_interp.models.compatibility import check_made_for, other_weights_beside
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import METRICS
 
@@ -98,8 +97,7 @@ class AdapterFolder:
             adapter, planes = run.adapter, run.planes
         else:
             adapter = RoadAdapter.load(path, self._base)
-        if adapter.base is not None and (difference := adapter.base.difference(BaseModelSignature.of(self._base))):
-            raise InputError(f"adapter '{name}' was made for another model, {adapter.base.title}: {difference}")
+        check_made_for(self._base, adapter, f"adapter '{name}' was made")
         if difference := other_weights_beside(self._base, path):
             raise InputError(f"{difference}, and can be saved as a model to serve")
         return adapter, planes

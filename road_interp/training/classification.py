@@ -25,7 +25,7 @@ from road_interp.files import write_atomically
 from road_interp.measure.intervals import wilson
 from road_interp.measure.linear_probe import fit_probe
 from road_interp.models.float32_modules import keep_in_float32
-from road_interp.models.hidden_states import text_token, token_index
+from road_interp.models.hidden_states import select_states, text_token
 from road_interp.models.loading import check_length, load_model, load_text_tokenizer, pad_as
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, prefixed, progress_bar, waiting
@@ -94,9 +94,9 @@ class ClassificationExperiment:
         """The model itself."""
         return model
 
-    def make_trainer(self, model: nn.Module, folder: Path, device: torch.device, progress: bool) -> RoadTrainer:
+    def make_trainer(self, model: nn.Module, folder: Path, device: torch.device, progress: bool, **options: Any) -> RoadTrainer:
         """The trainer for the recipe's data; `model` is called as RoadModel is."""
-        return self._trainer(model, self.splits, folder, device, progress)
+        return self._trainer(model, self.splits, folder, device, progress, **options)
 
     def files_at_start(self, model: nn.Module) -> dict[str, Any]:
         """The class labels in the order of the head's outputs."""
@@ -185,13 +185,13 @@ class ClassificationExperiment:
         return score
 
     def _trainer(
-        self, model: nn.Module, splits: Mapping[str, Dataset], folder: Path, device: torch.device, progress: bool
+        self, model: nn.Module, splits: Mapping[str, Dataset], folder: Path, device: torch.device, progress: bool, **options: Any
     ) -> RoadTrainer:
         def metrics(prediction: EvalPrediction) -> dict[str, float]:
             return self.data.score(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
 
         best = {"load_best_model_at_end": True, "metric_for_best_model": f"eval_{self.data.metric}", "greater_is_better": True}
-        tracked: dict[str, Any] = {} if "train" in splits else {"report_to": []}
+        tracked: dict[str, Any] = options if "train" in splits else {"report_to": []}
         return RoadTrainer(
             model=model,
             args=training_arguments(self.recipe, folder, device, progress, eval_strategy="epoch", **best, **tracked),
@@ -215,7 +215,7 @@ class ClassificationExperiment:
             batch = trainer._prepare_inputs(batch)
             with trainer.compute_loss_context_manager():
                 hidden = model.model(**{**batch, "labels": None}, output_hidden_states=True).hidden_states[-1]
-            selected = hidden[torch.arange(len(hidden)), token_index(batch["attention_mask"], token)].float()
+            selected = select_states(hidden, batch["attention_mask"], token)[0].float()
             states.append(trainer.accelerator.gather_for_metrics(selected).cpu().numpy())
         return np.concatenate(states)
 

@@ -56,8 +56,12 @@ class Experiment(Protocol):
     def road_model(self, model: nn.Module) -> RoadModel:
         """The RoadModel inside the model to train."""
 
-    def make_trainer(self, model: nn.Module, folder: Path, device: torch.device, progress: bool) -> RoadTrainer:
-        """The trainer for the recipe's data; its checkpoints are written to the run folder `folder`."""
+    def make_trainer(self, model: nn.Module, folder: Path, device: torch.device, progress: bool, **options: Any) -> RoadTrainer:
+        """The trainer for the recipe's data; its checkpoints are written to the run folder `folder`.
+
+        Args:
+            options: further arguments of `TrainingArguments`, such as save_strategy.
+        """
 
     def files_at_start(self, model: nn.Module) -> Mapping[str, Any]:
         """Contents of the JSON files that are written to the run folder before training, by file name."""

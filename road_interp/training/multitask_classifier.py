@@ -27,7 +27,7 @@ from road_interp.data.labelled import LabelledDataset, load_labelled, tokenize
 from road_interp.errors import InputError
 from road_interp.measure.answers import Answers, in_turn
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, active_sets
-from road_interp.models.hidden_states import text_token, token_index
+from road_interp.models.hidden_states import select_states, text_token
 from road_interp.models.intervenable import load_trained
 from road_interp.models.loading import check_length, find_device, load_model, load_text_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
@@ -66,8 +66,7 @@ class MultiTaskClassifier(nn.Module):
     ) -> dict[str, Tensor]:
         """Logits `(rows, classes)` of every head, by task; the planes of `tasks` are active per row."""
         states = self.road(base=base, tasks=tasks, trainable_tasks=trainable_tasks)[1].last_hidden_state
-        position = token_index(base["attention_mask"], self._token)
-        texts = states[torch.arange(len(states), device=states.device), position]
+        texts: Any = select_states(states, base["attention_mask"], self._token)[0]
         return {task: head(texts.to(head.weight)) for task, head in zip(self.tasks, self.heads, strict=True)}
 
     @property
@@ -116,13 +115,15 @@ class MultiTaskClassificationExperiment:
         """The rotated backbone."""
         return model.road
 
-    def make_trainer(self, model: nn.Module, folder: Path, device: torch.device, progress: bool) -> MultiTaskClassifierTrainer:
+    def make_trainer(
+        self, model: nn.Module, folder: Path, device: torch.device, progress: bool, **options: Any
+    ) -> MultiTaskClassifierTrainer:
         """The trainer for the texts of all tasks."""
         return MultiTaskClassifierTrainer(
             tasks=self.recipe.task_names,
             co_activation=self.recipe.co_activation,
             model=model,
-            args=training_arguments(self.recipe, folder, device, progress, eval_strategy="no"),
+            args=training_arguments(self.recipe, folder, device, progress, eval_strategy="no", **options),
             train_dataset=self._encode(),
             data_collator=DataCollatorWithPadding(self.tokenizer),
             processing_class=self.tokenizer,

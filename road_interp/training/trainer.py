@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ from road_interp.errors import InputError, one_line
 from road_interp.files import read_json_object, write_atomically
 from road_interp.models.intervention import RoadIntervention
 from road_interp.models.road_model import RoadModel
+from road_interp.models.vocabulary import vocabulary_of
 from road_interp.rotation import plane_maps
 from road_interp.runs.run_files import CHECKPOINTS
 from road_interp.training.checkpoint_clock import CheckpointClock
@@ -166,10 +166,10 @@ class _EpochSampler(LengthGroupedSampler):
 def _check_tokens(model: Any, datasets: Iterable[Any]) -> None:
     """Raise InputError for a token that the model has no embedding of, as after `add_tokens` of its tokeniser alone."""
     backbone = next((each for each in model.modules() if isinstance(each, PreTrainedModel)), None)
-    known = math.inf if backbone is None else getattr(backbone.get_input_embeddings(), "num_embeddings", math.inf)
+    known = None if backbone is None else vocabulary_of(backbone)
     tokens = [each["input_ids"] for each in datasets if isinstance(each, Dataset) and "input_ids" in each.column_names]
     largest = max((token for rows in tokens for ids in rows for token in ids), default=0)
-    if largest >= known:
+    if known is not None and largest >= known:
         raise InputError(
             f"the texts have token {largest}, and the model has {known} embeddings: call its resize_token_embeddings, and save "
             "it with this tokeniser"

@@ -532,12 +532,12 @@ def test_requests_of_other_types_are_refused_and_leave_the_engine_running():
         with pytest.raises(InputError, match=r"add needs Wanted, not str: give Wanted\('a'\)"):
             engine.add(PROMPTS[0], "a")
         for most in ("2", 2.5, True, 0):
-            with pytest.raises(InputError, match=f"max_new_tokens must be a whole number, at least 1, not {most!r}"):
+            with pytest.raises(InputError, match=f"max_new_tokens must be a whole number of at least 1, not {most!r}"):
                 engine.add(PROMPTS[0], Wanted("a"), most)
         with pytest.raises(InputError, match=r"'\[1\]' is not a request of this engine"):
             engine.result([1])
         assert len(engine.result(engine.add(PROMPTS[0], Wanted("a"))).generated_tokens) == 6
-    with pytest.raises(InputError, match="max_new_tokens must be a whole number, at least 1, not '2'"):
+    with pytest.raises(InputError, match="max_new_tokens must be a whole number of at least 1, not '2'"):
         together(bank_model(), PROMPTS, adapter_names=NAMES, max_new_tokens="2")
 
 
