@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from road_interp.data.labelled import load_labelled
     from road_interp.data.multitask import format_prompts
     from road_interp.errors import InputError
-    from road_interp.models.factor_table import Wanted
     from road_interp.models.interchange import RoadInterchangeIntervention
     from road_interp.models.intervention import RoadIntervention
     from road_interp.models.loading import load_model, load_tokenizer
@@ -54,7 +53,6 @@ _LAZY_IMPORTS = {
     "load_labelled": "data.labelled",
     "format_prompts": "data.multitask",
     "InputError": "errors",
-    "Wanted": "models.factor_table",
     "RoadInterchangeIntervention": "models.interchange",
     "LowRankInterchangeIntervention": "models.low_rank_interchange",
     "VariableCoordinates": "models.variable_coordinates",
@@ -88,7 +86,6 @@ __all__ = [
     "Site",
     "TaskPlanes",
     "VariableCoordinates",
-    "Wanted",
     "__version__",
     "causal",
     "encode_pairs",

@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,15 +19,16 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from road_interp.arguments import check_argument, check_count, is_whole
+from road_interp.arguments import check_count, is_whole
 from road_interp.errors import InputError
 from road_interp.models.batching_engine import check_settings, make_engine
 from road_interp.models.compatibility import check_made_for, check_rotated_once
-from road_interp.models.factor_table import IDENTITY, FactorTable, Wanted
+from road_interp.models.factor_table import IDENTITY, FactorTable
 from road_interp.models.forward_wrapper import CallScope, OutputTransform, overwritable, wrap_forward
 from road_interp.models.intervention import apply_to_slice
 from road_interp.models.merging import merged_rotations
 from road_interp.models.open_contexts import opened
+from road_interp.models.request_adapter import RequestAdapter
 from road_interp.models.row_selection import RowSelection
 from road_interp.models.row_sites import IN_EXPERTS, site_in_experts
 from road_interp.models.vocabulary import vocabulary_of
@@ -171,7 +172,10 @@ class ContinuousBatching:
     def add(
         self,
         prompt: Sequence[int],
-        wanted: Wanted = Wanted(),  # noqa: B008
+        adapter_name: str | None = None,
+        tasks: str | None = None,
+        strength: float | Mapping[str, float] | None = None,
+        *,
         max_new_tokens: int | None = None,
         stream: bool = False,
         on_output: Callable[[GenerationOutput], None] | None = None,
@@ -180,7 +184,9 @@ class ContinuousBatching:
 
         Args:
             prompt: token ids.
-            wanted: its adapter, tasks and strength.
+            adapter_name: name in the bank, or several joined by "+"; None for a model with a single adapter.
+            tasks: active tasks, such as "label+closing"; None for all planes.
+            strength: one number, or numbers by task, or by adapter in a bank; None for 1.
             max_new_tokens: largest number of generated tokens; that of the generation config by default.
             stream: whether there is an output after every token, and not only a finished one.
             on_output: called in the running asyncio loop with every output, instead of `stream` and `result`.
@@ -192,13 +198,12 @@ class ContinuousBatching:
         """
         if self._manager is None:
             raise InputError("the engine is not started: add requests inside `with model.continuous_batching() as engine:`")
-        check_argument("add", wanted, Wanted, "Wanted('a') for the adapter 'a'")
         ids = _token_ids(prompt)
         self._check_fits(ids, max_new_tokens)
         with self._lock:
             name = f"request-{self._added}"
             self._added += 1
-            self._requests[name] = _Request(self._table.acquire(wanted), len(ids))
+            self._requests[name] = _Request(self._table.acquire(RequestAdapter(adapter_name, tasks, strength)), len(ids))
         try:
             if (bank := self._selection.bank) is not None:  # which may have read the adapter for this request
                 check_made_for(self._model, bank.template, "the adapters of the bank were made")

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from road_interp.adapters.bank import BASE
-from road_interp.models.row_arguments import RowArguments
+from road_interp.models.request_adapter import RequestAdapter
 from road_interp.models.row_selection import RowSelection
 from road_interp.rotation.plane_maps import PlaneMaps
 
 IDENTITY = 0  # the row without a rotation
 ROWS = 64  # of a new table
-
-
-class Wanted(NamedTuple):
-    """What a request asks for.
-
-    Attributes:
-        adapter_name: name in the bank, or several joined by "+"; None for a model with a single adapter.
-        tasks: active tasks, such as "label+closing"; None for all planes.
-        strength: one number, or numbers by task, or by adapter in a bank; None for 1.
-    """
-
-    adapter_name: str | None = None
-    tasks: str | None = None
-    strength: float | Mapping[str, float] | None = None
 
 
 class FactorTable:
@@ -57,16 +42,16 @@ class FactorTable:
         values = dict(zip(devices, maps, strict=True))
         self._buffers = {device: _identity(values[device], ROWS, width) for device, width in ends.items()}
 
-    def acquire(self, wanted: Wanted) -> int:
+    def acquire(self, adapter: RequestAdapter) -> int:
         """The row of a request's maps, computed at the first request of its kind. Raises InputError for an unknown name."""
-        _rows_of(wanted).check(1)
-        if wanted.adapter_name == BASE:
-            self._computed(wanted)  # checks the names
+        adapter.as_rows().check(1)
+        if adapter.adapter_name == BASE:
+            self._computed(adapter)  # checks the names
             return IDENTITY
-        kind = self._kind(wanted)
+        kind = self._kind(adapter)
         row = self._rows.get(kind)
-        if row is None or (self._may_change and self._has_changed(row, wanted)):
-            maps = self._computed(wanted)
+        if row is None or (self._may_change and self._has_changed(row, adapter)):
+            maps = self._computed(adapter)
             row = self._rows[kind] = self._free_row(kind)
             self._write(row, maps)
             for device in self._buffers:
@@ -89,13 +74,13 @@ class FactorTable:
         shape, columns = (*[1] * (axes - 2), len(rows), -1), self._columns[site]
         return PlaneMaps(a[:, columns][rows].view(shape), None if b is None else b[:, columns][rows].view(shape))
 
-    def _kind(self, wanted: Wanted) -> Hashable:
-        strength, bank = wanted.strength, self._selection.bank
+    def _kind(self, adapter: RequestAdapter) -> Hashable:
+        strength, bank = adapter.strength, self._selection.bank
         revisions: tuple[int, ...] = ()
         if bank is not None:
-            name = self._selection.only_name() if wanted.adapter_name is None else wanted.adapter_name
+            name = self._selection.only_name() if adapter.adapter_name is None else adapter.adapter_name
             revisions = tuple(bank.revision(each) for each in self._selection.members(name) if each != BASE)
-        return (*wanted[:2], revisions, tuple(sorted(strength.items())) if isinstance(strength, Mapping) else strength)
+        return (*adapter[:2], revisions, tuple(sorted(strength.items())) if isinstance(strength, Mapping) else strength)
 
     @property
     def _may_change(self) -> bool:
@@ -103,9 +88,9 @@ class FactorTable:
         return self._selection.bank is None or self._selection.bank.is_trainable
 
     @torch.no_grad()
-    def _computed(self, wanted: Wanted) -> list[PlaneMaps]:
+    def _computed(self, adapter: RequestAdapter) -> list[PlaneMaps]:
         """The maps of a request, one row per site."""
-        maps = self._selection.coefficients(_rows_of(wanted), {}).maps()
+        maps = self._selection.coefficients(adapter.as_rows(), {}).maps()
         return [each if each.a.ndim == 1 else PlaneMaps(each.a[0], None if each.b is None else each.b[0]) for each in maps]
 
     def _free_row(self, kind: Hashable) -> int:
@@ -130,8 +115,8 @@ class FactorTable:
         a, b = self._buffers[self._devices[site]]
         return PlaneMaps(a[row, self._columns[site]], None if b is None else b[row, self._columns[site]])
 
-    def _has_changed(self, row: int, wanted: Wanted) -> bool:
-        pairs = ((self._stored(site, row), maps) for site, maps in enumerate(self._computed(wanted)))
+    def _has_changed(self, row: int, adapter: RequestAdapter) -> bool:
+        pairs = ((self._stored(site, row), maps) for site, maps in enumerate(self._computed(adapter)))
         return any(
             not torch.equal(stored.a, computed.a)
             or (stored.b is not None and computed.b is not None and not torch.equal(stored.b, computed.b))
@@ -144,14 +129,6 @@ class FactorTable:
             a.copy_(new.a)
             if b is not None and new.b is not None:
                 b.copy_(new.b)
-
-
-def _rows_of(wanted: Wanted) -> RowArguments:
-    return RowArguments(
-        None if wanted.adapter_name is None else [wanted.adapter_name],
-        None if wanted.tasks is None else [wanted.tasks],
-        strengths=None if wanted.strength is None else [wanted.strength],
-    )
 
 
 def _identity(maps: PlaneMaps, capacity: int, width: int) -> PlaneMaps:

@@ -33,7 +33,6 @@ from road_interp.models.call_arguments import (
 from road_interp.models.coefficients import BankMaps, Rotations
 from road_interp.models.compatibility import check_made_for, check_without_peft, warn_of_other_weights
 from road_interp.models.continuous_batching import ContinuousBatching, Prompt, check_prompts
-from road_interp.models.factor_table import Wanted
 from road_interp.models.forward_wrapper import CallScope, Wrappers
 from road_interp.models.generate_arguments import check_generation, compiles_generation, complete_config
 from road_interp.models.gradient_checkpointing import checkpoints_gradients
@@ -344,7 +343,8 @@ class RoadModel(IntervenableModel):
             raise InputError(f"'{min(unknown)}' is neither an argument of generate_batch nor a setting of GenerationConfig")
         sizes = max(map(len, ids)), max_new_tokens or config.max_new_tokens or 0, len(ids)
         with self._engine(positions, config, None, sizes) as engine:
-            requests = [engine.add(each, Wanted(*wanted), max_new_tokens) for each, *wanted in zip(ids, *filled, strict=True)]
+            rows = zip(ids, *filled, strict=True)
+            requests = [engine.add(each, *adapter, max_new_tokens=max_new_tokens) for each, *adapter in rows]
             return [engine.result(request) for request in requests]
 
     def continuous_batching(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from road_interp.adapters.bank import BASE, RoadBank
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
-from road_interp.models.factor_table import Wanted
+from road_interp.models.request_adapter import RequestAdapter
 
 PREFIX = "road:"
 
@@ -36,22 +36,22 @@ class ModelNames:
         tasks = [f"{name}/{task}" for name in adapters for task in self._tasks_of(name)]
         return [PREFIX + name for name in (BASE, *adapters, *tasks)]
 
-    def wanted(self, model: str) -> Wanted:
+    def parse(self, model: str) -> RequestAdapter:
         """What a name means. Raises InputError for a name without a meaning, and lists the known ones."""
         name = model.removeprefix(PREFIX)
         if not model.startswith(PREFIX) or not name:
             raise self._unknown(model)
         if name == BASE or name in self.bank:
-            return Wanted(name)
+            return RequestAdapter(name)
         strengths = _strengths(name.rpartition("/")[2])
         adapter, separator, _ = name.rpartition("/")
         if strengths is None:
             raise self._unknown(model)
         if not separator and all(each in self.bank for each in strengths):
-            return Wanted("+".join(strengths), None, _given(strengths))
+            return RequestAdapter("+".join(strengths), None, _given(strengths))
         adapter = adapter if separator else next(iter(self.bank)) if len(self.bank) == 1 else ""
         if adapter in self.bank and all(task in self._tasks_of(adapter) for task in strengths):
-            return Wanted(adapter, "+".join(strengths), _given(strengths))
+            return RequestAdapter(adapter, "+".join(strengths), _given(strengths))
         raise self._unknown(model)
 
     def _tasks_of(self, adapter: str) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from transformers.cli.serving.utils import CBGenerateManager, CBWorkerDeadError,
 from road_interp.arguments import lone_surrogate
 from road_interp.errors import InputError
 from road_interp.models.continuous_batching import ContinuousBatching
-from road_interp.models.factor_table import Wanted
+from road_interp.models.request_adapter import RequestAdapter
 from road_interp.serving.model_names import ModelNames
 
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health")
@@ -86,7 +86,7 @@ class OneModelManager(ModelManager):
     def load_model_and_processor(self, model_id_and_revision: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """The model and its tokenizer. Raises HTTPException 404 for a name that is not served."""
         try:
-            self._served.names.wanted(model_id_and_revision)
+            self._served.names.parse(model_id_and_revision)
         except InputError as error:
             raise HTTPException(404, str(error)) from None
         return self._served.model, self._served.tokenizer
@@ -108,7 +108,7 @@ class RequestState(GenerationState):
 
     def get_manager(self, model_id: str, use_cb: bool = False) -> RequestManager:
         """A manager for one request to a served name."""
-        return RequestManager(self._served.engine, self._served.names.wanted(model_id))
+        return RequestManager(self._served.engine, self._served.names.parse(model_id))
 
     def is_cb_alive(self) -> bool:
         """Whether the engine takes requests."""
@@ -118,9 +118,9 @@ class RequestState(GenerationState):
 class RequestManager(CBGenerateManager):
     """transformers' manager for continuous batching, for one request."""
 
-    def __init__(self, engine: ContinuousBatching, wanted: Wanted) -> None:
+    def __init__(self, engine: ContinuousBatching, adapter: RequestAdapter) -> None:
         super().__init__()
-        self._cb: Any = OneRequest(engine, wanted)
+        self._cb: Any = OneRequest(engine, adapter)
 
     async def generate_non_streaming(self, *args: Any, **kwargs: Any) -> tuple[str, int, list[int]]:
         """The text, the length of the prompt and the generated tokens; a client that hangs up gives up its place."""
@@ -137,8 +137,8 @@ class OneRequest:
     The engine names the request: names that clients send may be equal.
     """
 
-    def __init__(self, engine: ContinuousBatching, wanted: Wanted) -> None:
-        self._engine, self._wanted = engine, wanted
+    def __init__(self, engine: ContinuousBatching, adapter: RequestAdapter) -> None:
+        self._engine, self._adapter = engine, adapter
         self._name: str | None = None
         self._on_output: Callable[[Any], None] = lambda output: None
 
@@ -154,7 +154,11 @@ class OneRequest:
     def add_request(self, input_ids: list[int], max_new_tokens: int, streaming: bool, **others: Any) -> str:
         """Add the request to the engine."""
         self._name = self._engine.add(
-            input_ids, self._wanted, max_new_tokens, streaming, on_output=lambda output: self._on_output(output)
+            input_ids,
+            *self._adapter,
+            max_new_tokens=max_new_tokens,
+            stream=streaming,
+            on_output=lambda output: self._on_output(output),
         )
         return self._name
 

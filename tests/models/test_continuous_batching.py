@@ -19,7 +19,8 @@ from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models import factor_table
 from road_interp.models.batching_engine import turn_off_unfollowed
-from road_interp.models.factor_table import FactorTable, Wanted
+from road_interp.models.factor_table import FactorTable
+from road_interp.models.request_adapter import RequestAdapter
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
 
@@ -59,7 +60,7 @@ def test_settings_of_the_generation_may_be_given_one_by_one():
 
 def test_two_callers_that_wait_for_one_request_do_not_wait_for_ever():
     with bank_model().continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
-        request = engine.add(PROMPTS[0], Wanted("a"))
+        request = engine.add(PROMPTS[0], "a")
         with ThreadPoolExecutor(2) as pool:
             waiting = [pool.submit(engine.result, request) for _ in range(2)]
             errors = [each.exception(timeout=20) for each in waiting]
@@ -71,12 +72,12 @@ def test_two_callers_that_wait_for_one_request_do_not_wait_for_ever():
 
 def test_a_stream_that_is_left_cancels_its_request():
     with bank_model().continuous_batching(generation_config=LONG, engine_config=engine_config()) as engine:
-        request = engine.add(PROMPTS[0], Wanted("a"), stream=True)
+        request = engine.add(PROMPTS[0], "a", stream=True)
         for _ in engine.stream(request):
             break
         deadline = time.monotonic() + 20
         while engine.is_open(request) and time.monotonic() < deadline:
-            engine.result(engine.add(PROMPTS[1], Wanted("b"), 2))  # the engine drops a request in a pass of others
+            engine.result(engine.add(PROMPTS[1], "b", max_new_tokens=2))  # the engine drops a request in a pass of others
         assert not engine.is_open(request)
 
 
@@ -135,7 +136,7 @@ def test_equal_beginnings_of_prompts_do_not_share_states_of_other_adapters():
     expected = alone(model, [prompt] * 3, adapter_names=["a", "b", "c"])
     assert len({tuple(tokens) for tokens in expected}) == 3
     with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
-        found = [engine.result(engine.add(prompt, Wanted(name))).generated_tokens for name in "abc"]
+        found = [engine.result(engine.add(prompt, name)).generated_tokens for name in "abc"]
     assert found == expected
 
 
@@ -143,7 +144,7 @@ def test_outputs_are_streamed():
     model = bank_model()
     (expected,) = alone(model, PROMPTS[:1], adapter_names=["a"])
     with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
-        outputs = list(engine.stream(engine.add(PROMPTS[0], Wanted("a"), stream=True)))
+        outputs = list(engine.stream(engine.add(PROMPTS[0], "a", stream=True)))
     assert len(outputs) > 1
     assert [each.is_finished() for each in outputs] == [False] * (len(outputs) - 1) + [True]
     assert outputs[-1].generated_tokens == expected
@@ -153,12 +154,12 @@ def test_a_cancelled_request_frees_its_place():
     """The cache has room for one of the two requests at a time."""
     model, long = bank_model(), GenerationConfig(max_new_tokens=200, do_sample=False, eos_token_id=-1, pad_token_id=0)
     with model.continuous_batching(generation_config=long, engine_config=engine_config()) as engine:
-        first = engine.add([5, 6], Wanted("a"), stream=True)
+        first = engine.add([5, 6], "a", stream=True)
         next(engine.stream(first))
         engine.cancel(first)
         with pytest.raises(RuntimeError, match="request-0 was cancelled"):
             engine.result(first)
-        found = engine.result(engine.add([5, 6], Wanted("b"))).generated_tokens
+        found = engine.result(engine.add([5, 6], "b")).generated_tokens
     _, ids = model.generate({"input_ids": torch.tensor([[5, 6]])}, adapter_names=["b"], generation_config=long)
     assert found == ids[0, 2:].tolist()
 
@@ -166,12 +167,12 @@ def test_a_cancelled_request_frees_its_place():
 def test_a_request_that_an_earlier_statement_left_is_not_waited_for():
     engine = bank_model().continuous_batching(generation_config=LONG, engine_config=engine_config())
     with engine:
-        left = engine.add([5, 6, 7], Wanted("a"))
+        left = engine.add([5, 6, 7], "a")
     with engine:
         assert not engine.is_open(left)
         with pytest.raises(InputError, match=f"'{left}' is not a request of this engine"):
             engine.result(left)
-        assert engine.result(engine.add([5, 6, 7], Wanted("a"), 3)).is_finished()
+        assert engine.result(engine.add([5, 6, 7], "a", max_new_tokens=3)).is_finished()
 
 
 def test_requests_from_several_threads():
@@ -182,7 +183,7 @@ def test_requests_from_several_threads():
         def ask(number):
             time.sleep(0.01 * (number % 3))
             row = number % len(PROMPTS)
-            return engine.result(engine.add(PROMPTS[row], Wanted(NAMES[row]))).generated_tokens
+            return engine.result(engine.add(PROMPTS[row], NAMES[row])).generated_tokens
 
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(ask, range(24))) == expected * 4
@@ -194,7 +195,7 @@ def test_other_calls_of_the_model_are_errors_until_it_ends():
     logits = model(base=batch, adapter_names=["c"] * 3)[1].logits
     names = r"a call in MainThread overlaps with continuous batching in MainThread"
     with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
-        request = engine.add(PROMPTS[0], Wanted("a"), max_new_tokens=30)
+        request = engine.add(PROMPTS[0], "a", max_new_tokens=30)
         for call in (lambda: model(base=batch, adapter_names=["c"] * 3), lambda: model.model(**batch)):
             with pytest.raises(InputError, match=names):
                 call()
@@ -210,11 +211,11 @@ def test_adapters_are_added_and_replaced_while_it_runs():
     new, other = (random_adapter(model.sites, seed=seed) for seed in (7, 8))
     (old,) = alone(model, PROMPTS[:1], adapter_names=["a"])
     with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
-        first = engine.add(PROMPTS[0], Wanted("a"))
+        first = engine.add(PROMPTS[0], "a")
         model.bank.add("new", new)
-        added = engine.result(engine.add(PROMPTS[0], Wanted("new"))).generated_tokens
+        added = engine.result(engine.add(PROMPTS[0], "new")).generated_tokens
         model.bank.replace("a", other)
-        replaced = engine.result(engine.add(PROMPTS[0], Wanted("a"))).generated_tokens
+        replaced = engine.result(engine.add(PROMPTS[0], "a")).generated_tokens
         assert engine.result(first).generated_tokens == old
     assert [added, replaced] == alone(model, PROMPTS[:1] * 2, adapter_names=["new", "a"])
 
@@ -251,8 +252,8 @@ def test_the_table_keeps_its_size_when_kinds_of_requests_come_and_go(monkeypatch
     with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
         table = engine._table
         before = [buffer.a.data_ptr() for buffer in table._buffers.values()]
-        found = [engine.result(engine.add([5, 6, 7], Wanted(strength=each))).generated_tokens for each in strengths * 2]
-        again = [engine.result(engine.add([5, 6, 7], Wanted(strength=1.0))).generated_tokens for _ in range(3)]
+        found = [engine.result(engine.add([5, 6, 7], strength=each)).generated_tokens for each in strengths * 2]
+        again = [engine.result(engine.add([5, 6, 7], strength=1.0)).generated_tokens for _ in range(3)]
         assert [buffer.a.data_ptr() for buffer in table._buffers.values()] == before
         assert engine._requests == {}
     expected = alone(model, [[5, 6, 7]] * 12, strengths=strengths)
@@ -263,13 +264,13 @@ def test_the_table_keeps_its_size_when_kinds_of_requests_come_and_go(monkeypatch
 def test_rows_of_requests_in_flight_are_not_given_away(monkeypatch):
     monkeypatch.setattr(factor_table, "ROWS", 3)
     table = FactorTable(road_model()._selection)
-    rows = [table.acquire(Wanted(strength=each)) for each in (1.0, 2.0, 1.0, 3.0)]
+    rows = [table.acquire(RequestAdapter(strength=each)) for each in (1.0, 2.0, 1.0, 3.0)]
     assert rows == [1, 2, 1, 3]  # the third kind needs a longer buffer
     table.release(1)
-    assert table.acquire(Wanted(strength=4.0)) == 4
+    assert table.acquire(RequestAdapter(strength=4.0)) == 4
     table.release(1)
-    assert [table.acquire(Wanted(strength=each)) for each in (5.0, 6.0, 7.0)] == [5, 1, 6]
-    assert table.acquire(Wanted(strength=2.0)) == 2
+    assert [table.acquire(RequestAdapter(strength=each)) for each in (5.0, 6.0, 7.0)] == [5, 1, 6]
+    assert table.acquire(RequestAdapter(strength=2.0)) == 2
 
 
 def test_requests_for_the_base_model_are_checked():
@@ -299,14 +300,14 @@ def test_cancelled_requests_leave_nothing_behind():
     model = bank_model()
     long = GenerationConfig(max_new_tokens=100, do_sample=False, eos_token_id=-1, pad_token_id=0)
     with model.continuous_batching(generation_config=long, engine_config=engine_config()) as engine:
-        kept = engine.add(PROMPTS[0], Wanted("a"))
+        kept = engine.add(PROMPTS[0], "a")
         for number in range(20):
-            request = engine.add(PROMPTS[number % 6], Wanted("abc"[number % 3]), stream=True)
+            request = engine.add(PROMPTS[number % 6], "abc"[number % 3], stream=True)
             if number % 2:
                 next(engine.stream(request))
             engine.cancel(request)
         engine.result(kept)
-        engine.result(engine.add(PROMPTS[0], Wanted("a"), max_new_tokens=4))
+        engine.result(engine.add(PROMPTS[0], "a", max_new_tokens=4))
         assert engine._requests == {}
         assert sorted(engine._table._uses) == [0, 0, 0, 1]
 
@@ -318,7 +319,7 @@ def test_a_manager_that_transformers_kept_is_not_used():
     model.model.generate_batch([prompt], SETTINGS, continuous_batching_config=engine_config(), persistent_manager=True)
     with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
         assert not engine._manager.batch_processor.cache.use_prefix_sharing
-        found = [engine.result(engine.add(prompt, Wanted(name))).generated_tokens for name in "abc"]
+        found = [engine.result(engine.add(prompt, name)).generated_tokens for name in "abc"]
     assert found == expected
 
 
@@ -337,10 +338,10 @@ def test_a_short_request_does_not_wait_for_a_long_one():
         model.continuous_batching(generation_config=long, engine_config=engine_config()) as engine,
         ThreadPoolExecutor(2) as pool,
     ):
-        slow = engine.add([5, 6], Wanted("a"))
+        slow = engine.add([5, 6], "a")
         first = pool.submit(engine.result, slow)
         time.sleep(0.05)
-        quick = pool.submit(engine.result, engine.add([7, 8], Wanted("b"), max_new_tokens=2))
+        quick = pool.submit(engine.result, engine.add([7, 8], "b", max_new_tokens=2))
         assert len(quick.result(60).generated_tokens) == 2
         assert not first.done()
         assert len(first.result(60).generated_tokens) == 150
@@ -351,7 +352,7 @@ def test_outputs_in_an_asyncio_loop():
 
     async def ask(engine, prompt, name):
         finished = asyncio.get_running_loop().create_future()
-        engine.add(prompt, Wanted(name), on_output=finished.set_result)
+        engine.add(prompt, name, on_output=finished.set_result)
         return (await finished).generated_tokens
 
     async def ask_all():
@@ -373,8 +374,8 @@ def test_a_callback_that_fails_leaves_those_of_other_requests_alone():
     async def ask(engine):
         finished = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
-        engine.add([5, 6, 7], Wanted("a"), stream=True, on_output=failing)
-        engine.add([8, 9], Wanted("b"), 6, on_output=finished.set_result)
+        engine.add([5, 6, 7], "a", stream=True, on_output=failing)
+        engine.add([8, 9], "b", max_new_tokens=6, on_output=finished.set_result)
         return await asyncio.wait_for(finished, 20)
 
     with bank_model().continuous_batching(generation_config=LONG, engine_config=engine_config()) as engine:
@@ -392,19 +393,19 @@ def test_outputs_come_in_the_loop_of_their_own_request():
             if output.is_finished():
                 finished.set()
 
-        engine.add([5, 6, 7], Wanted("a"), stream=True, on_output=note)
+        engine.add([5, 6, 7], "a", stream=True, on_output=note)
         await asyncio.wait_for(finished.wait(), 20)
         return threads == {threading.current_thread()}
 
     async def leave(engine):
-        engine.add([5, 6, 7], Wanted("a"), 100, stream=True, on_output=print)
+        engine.add([5, 6, 7], "a", max_new_tokens=100, stream=True, on_output=print)
 
     with bank_model().continuous_batching(generation_config=LONG, engine_config=engine_config()) as engine:
         with ThreadPoolExecutor(2) as pool:
             assert list(pool.map(lambda _: asyncio.run(ask(engine)), range(2))) == [True, True]
         asyncio.run(leave(engine))
         for _ in range(3):
-            assert engine.result(engine.add([8, 9], Wanted("b"), 6)).is_finished()
+            assert engine.result(engine.add([8, 9], "b", max_new_tokens=6)).is_finished()
         assert engine._requests == {}
 
 
@@ -435,28 +436,28 @@ def test_what_it_cannot_do_is_an_error():
         RoadModel(model.model, random_adapter(find_sites(model.model, "lm_head"))).continuous_batching()
     sizes = model.continuous_batching(generation_config=SETTINGS, sizes=(8, 6, 2))
     with sizes as engine, pytest.raises(InputError, match="10 tokens and 6 new ones are more than the 14 tokens for which"):
-        engine.add([5] * 10, Wanted("a"))
+        engine.add([5] * 10, "a")
     with pytest.raises(InputError, match="does not follow num_return_sequences=2: add a request several times"):
         model.continuous_batching(generation_config=GenerationConfig(num_return_sequences=2, do_sample=True))
     with model.continuous_batching(engine_config=engine_config()) as engine:
         with pytest.raises(InputError, match="neither the request nor the generation config says how many tokens"):
-            engine.add([5, 6], Wanted("a"))
+            engine.add([5, 6], "a")
         for token in (60, -1):
             with pytest.raises(InputError, match=f"{token} is not a token of the model, which has 60"):
-                engine.add([5, token], Wanted("a"), max_new_tokens=2)
+                engine.add([5, token], "a", max_new_tokens=2)
         with pytest.raises(RuntimeError, match="no running event loop"):
-            engine.add([5, 6], Wanted("a"), max_new_tokens=2, on_output=print)
+            engine.add([5, 6], "a", max_new_tokens=2, on_output=print)
         assert engine._requests == {}
         for new_tokens, most in ((1_000_000, r"\d+ positions of the model"), (200, "256 places of the engine's cache")):
             with pytest.raises(InputError, match=f"60 tokens and {new_tokens} new ones are more than the {most}"):
-                engine.add([5] * 60, Wanted("a"), max_new_tokens=new_tokens)
+                engine.add([5] * 60, "a", max_new_tokens=new_tokens)
         engine._manager.add_request([5, 6], "stranger")
         with pytest.raises(InputError, match="a prompt of the engine holds token ids, not a text"):
-            engine.add("w5 w6", Wanted("a"))
+            engine.add("w5 w6", "a")
         with pytest.raises(InputError, match="'stranger' is not a request of this engine"):
             engine.result("stranger")
         with pytest.raises(RuntimeError, match="stopped before|failed|takes no more"):  # never unrotated
-            collections.deque((engine.result(engine.add([5, 6], Wanted("a"), 2)) for _ in range(100)), maxlen=0)
+            collections.deque((engine.result(engine.add([5, 6], "a", max_new_tokens=2)) for _ in range(100)), maxlen=0)
 
 
 @pytest.mark.parametrize(
@@ -511,7 +512,7 @@ def test_settings_that_a_config_leaves_out_are_those_of_the_checkpoint():
     assert together(model, PROMPTS, adapter_names=NAMES) == expected
     assert together(model, PROMPTS, adapter_names=NAMES, suppress_tokens=None) == unsuppressed
     with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
-        assert engine.result(engine.add(PROMPTS[0], Wanted("a"))).generated_tokens == expected[0]
+        assert engine.result(engine.add(PROMPTS[0], "a")).generated_tokens == expected[0]
     model.model.generation_config.repetition_penalty = 1.5
     with pytest.raises(InputError, match="does not follow repetition_penalty=1.5"):
         together(model, PROMPTS, adapter_names=NAMES)
@@ -529,14 +530,18 @@ def test_a_bias_of_several_tokens_is_refused(sequence_bias):
 
 def test_requests_of_other_types_are_refused_and_leave_the_engine_running():
     with bank_model().continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
-        with pytest.raises(InputError, match=r"add needs Wanted, not str: give Wanted\('a'\)"):
-            engine.add(PROMPTS[0], "a")
+        for names in (3, ["a"], {"a": 1}):
+            with pytest.raises(InputError, match="adapter names: .* is not a name"):
+                engine.add(PROMPTS[0], names)
+        for strength in ("x", [1], True):
+            with pytest.raises(InputError, match="is not a strength"):
+                engine.add(PROMPTS[0], "a", strength=strength)
         for most in ("2", 2.5, True, 0):
             with pytest.raises(InputError, match=f"max_new_tokens must be a whole number of at least 1, not {most!r}"):
-                engine.add(PROMPTS[0], Wanted("a"), most)
+                engine.add(PROMPTS[0], "a", max_new_tokens=most)
         with pytest.raises(InputError, match=r"'\[1\]' is not a request of this engine"):
             engine.result([1])
-        assert len(engine.result(engine.add(PROMPTS[0], Wanted("a"))).generated_tokens) == 6
+        assert len(engine.result(engine.add(PROMPTS[0], "a")).generated_tokens) == 6
     with pytest.raises(InputError, match="max_new_tokens must be a whole number of at least 1, not '2'"):
         together(bank_model(), PROMPTS, adapter_names=NAMES, max_new_tokens="2")
 
@@ -560,4 +565,4 @@ def test_an_encoder_decoder_has_no_engine():
 def test_an_engine_that_was_not_entered_says_so():
     assert bank_model().continuous_batching(generation_config=SETTINGS).fatal_error is None
     with pytest.raises(InputError, match="the engine is not started: add requests inside `with"):
-        bank_model().continuous_batching(generation_config=SETTINGS).add(PROMPTS[0], Wanted("a"))
+        bank_model().continuous_batching(generation_config=SETTINGS).add(PROMPTS[0], "a")

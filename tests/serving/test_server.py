@@ -234,8 +234,8 @@ def test_tasks_of_an_adapter():
     model = RoadModel(base.model, base.bank, planes=planes)
     names = ModelNames(model.bank, planes)
     assert names.listed() == ["road:__base__", "road:a", "road:a/label", "road:a/closing"]
-    assert names.wanted("road:label@0.5+closing") == ("a", "label+closing", {"label": 0.5, "closing": 1.0})
-    assert names.wanted("road:a/closing") == ("a", "closing", None)
+    assert names.parse("road:label@0.5+closing") == ("a", "label+closing", {"label": 0.5, "closing": 1.0})
+    assert names.parse("road:a/closing") == ("a", "closing", None)
     assert ModelNames(model.bank, planes, with_tasks=()).listed() == ["road:__base__", "road:a"]
     wanted = [
         model.generate(
