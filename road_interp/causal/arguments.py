@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from road_interp.arguments import check_argument, check_callable
 from road_interp.errors import InputError, first_line
-from road_interp.models.intervenable import IntervenableModel
+from road_interp.models.intervention import pyvene
 from road_interp.models.open_contexts import shared_context
+from road_interp.models.road_model import RoadModel
 from road_interp.models.vocabulary import vocabulary_of
 from road_interp.sites.module_tree import check_transformers_model
 
@@ -53,11 +54,11 @@ def check_language_model(function: str, model: Any) -> None:
     """Raise InputError unless `model` is a transformers decoder with a head over the vocabulary, not a wrapper of one, and
     without rotations that differ by row: texts are run once each, by length."""
     check_model(function, model)
-    if isinstance(model, IntervenableModel):
-        raise InputError(
-            f"{function} needs the transformers model, not a {type(model).__name__}: use `with model.attached() as base:` "
-            "and give base, in that statement"
-        )
+    if isinstance(model, pyvene.IntervenableModel):
+        what = "an IntervenableModel of pyvene: give model.model, without the interventions"
+        if isinstance(model, RoadModel):
+            what = "a RoadModel: use `with model.attached() as base:` and give base, in that statement"
+        raise InputError(f"{function} needs the transformers model, not {what}")
     head: Any = getattr(model, "get_output_embeddings", lambda: None)
     if head() is None:
         raise InputError(

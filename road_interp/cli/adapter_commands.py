@@ -11,7 +11,7 @@ import typer
 
 from road_interp.cli import tables
 from road_interp.cli.options import (
-    AdapterFolder,
+    AdapterArgument,
     AsJson,
     NewFolder,
     RunFolder,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def inspect(
-    adapter: AdapterFolder,
+    adapter: AdapterArgument,
     out: Annotated[Path | None, typer.Option(help="folder for the figures; by default figures/NAME, for a folder NAME")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -61,7 +61,7 @@ def inspect(
 
 @app.command()
 def report(
-    adapter: AdapterFolder,
+    adapter: AdapterArgument,
     out: Annotated[Path | None, typer.Option(help="path of the HTML page; by default NAME.html, for a folder NAME")] = None,
     as_json: AsJson = False,
 ) -> None:

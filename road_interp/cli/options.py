@@ -48,7 +48,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object only
 Out = Annotated[Path | None, typer.Option(help="the run folder; by default the next free runs/NAME")]
 NewFolder = Annotated[Path | None, typer.Option(help="folder for the result; it must not exist")]
 RunFolder = Annotated[str, typer.Argument(help="a run folder")]
-AdapterFolder = Annotated[str, typer.Argument(help="an adapter folder (PEFT's RoAd too), or a run folder")]
+AdapterArgument = Annotated[str, typer.Argument(help="an adapter folder (PEFT's RoAd too), or a run folder")]
 ModelOrRun = Annotated[
     str, typer.Argument(help="hub id, folder, .gguf file, package://NAME/path, models://NAME, or a run folder")
 ]

@@ -37,10 +37,10 @@ from road_interp.models.forward_wrapper import CallScope, Wrappers
 from road_interp.models.generate_arguments import check_generation, compiles_generation, complete_config
 from road_interp.models.gradient_checkpointing import checkpoints_gradients
 from road_interp.models.head_inputs import contiguous_head_inputs
-from road_interp.models.intervenable import IntervenableConfig, IntervenableModel
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.models.merging import MergedWeights, merged_rotations
 from road_interp.models.open_contexts import Kind, opened, shared_context
+from road_interp.models.pyvene_model import PyveneConfig, PyveneModel
 from road_interp.models.rotation_context import RotationContext
 from road_interp.models.row_arguments import RowArguments, Strengths
 from road_interp.models.row_selection import RowSelection
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from transformers.generation.continuous_batching.requests import GenerationOutput
 
 
-class RoadModel(IntervenableModel):
+class RoadModel(PyveneModel):
     """A model whose hidden states are rotated at the sites of an adapter, or for each row by an adapter of a bank.
 
     Calls are those of pyvene: `_, output = model(base=inputs)` and `_, ids = model.generate(inputs, ...)`. A call with sources,
@@ -107,7 +107,7 @@ class RoadModel(IntervenableModel):
             {"component": f"{site.module}.output", "unit": "pos", "intervention": intervention}
             for site, intervention in zip(self.sites, interventions, strict=True)
         ]
-        super().__init__(IntervenableConfig(representations), base_model)
+        super().__init__(PyveneConfig(representations), base_model)
         for intervention, site in zip(interventions, self.sites, strict=True):
             intervention.to(device_of(base_model.get_submodule(site.module), base_model))
             intervention.requires_grad_(self.bank is None)
@@ -538,7 +538,7 @@ class RoadModel(IntervenableModel):
             self._merged = None
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As that of IntervenableModel; raises InputError also for merged rotations, which would stay as they are."""
+        """As that of PyveneModel; raises InputError also for merged rotations, which would stay as they are."""
         if self._merged is not None:
             raise InputError("the rotations are merged, and other angles would not change the weights: call unmerge first")
         return super().load_state_dict(state_dict, strict, assign)

@@ -20,8 +20,8 @@ from road_interp.models.loading import find_device, load_model, load_tokenizer, 
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
 from road_interp.recipes.schema import ModelRecipe
-from road_interp.serving.adapter_folder import AdapterFolder
 from road_interp.serving.model_names import ModelNames
+from road_interp.serving.served_adapters import ServedAdapters
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 2.0
@@ -40,12 +40,12 @@ class ServerSettings:
         max_new_tokens: tokens of an answer, for requests that do not say how many.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    watch: bool = False
-    max_requests: int = 32
-    max_length: int = 1024
-    max_new_tokens: int = 256
+    host: str
+    port: int
+    watch: bool
+    max_requests: int
+    max_length: int
+    max_new_tokens: int
 
 
 def serve(
@@ -72,7 +72,7 @@ def serve(
         progress("reading the model and its adapters")
         base = on_device(load_model(recipe, "causal-lm")[0], find_device(device)).eval()
         tokenizer = load_tokenizer(recipe)
-        adapters = AdapterFolder(folder, base)
+        adapters = ServedAdapters(folder, base)
         try:
             model = RoadModel(base, adapters.bank, planes=adapters.planes)
         except InputError as error:
@@ -108,7 +108,7 @@ async def _run(serving: Coroutine[Any, Any, None], watching: Coroutine[Any, Any,
             watcher.cancel()
 
 
-async def _watch(adapters: AdapterFolder) -> None:
+async def _watch(adapters: ServedAdapters) -> None:
     """Change the bank with the folder. Files are read in another thread, the bank is changed between two requests."""
     while True:
         await asyncio.sleep(WATCH_SECONDS)

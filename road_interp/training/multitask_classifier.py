@@ -28,8 +28,8 @@ from road_interp.errors import InputError
 from road_interp.measure.answers import Answers, in_turn
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, active_sets
 from road_interp.models.hidden_states import select_states, text_token
-from road_interp.models.intervenable import load_trained
 from road_interp.models.loading import check_length, find_device, load_model, load_text_tokenizer, on_device
+from road_interp.models.pyvene_model import load_trained
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, progress_bar, silent, waiting
 from road_interp.recipes.schema import MultiTaskClassificationRecipe

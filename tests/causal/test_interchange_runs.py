@@ -528,6 +528,9 @@ def test_what_cannot_be_interchanged_is_refused(taught):
     road = RoadModel(model, random_adapter(find_sites(model, "block-output")))
     with pytest.raises(InputError, match=r"not a RoadModel: use `with model\.attached\(\) as base:` and give base"):
         InterchangeRuns(road, pairs, 0, "name")
+    plain = pyvene.IntervenableModel([{"component": "model.layers[0].output", "intervention": pyvene.ZeroIntervention()}], model)
+    with pytest.raises(InputError, match="not an IntervenableModel of pyvene: give model.model, without the interventions"):
+        InterchangeRuns(plain, pairs, 0, "name")
     runs = InterchangeRuns(model, pairs, 0, "name")
     rotation, zero = RoadIntervention(runs.site.width), pyvene.ZeroIntervention(embed_dim=runs.site.width)
     for refused in (

@@ -129,4 +129,4 @@ def test_wrong_arguments_are_one_line(tmp_path, capsys, monkeypatch):
 def test_a_transformers_that_is_too_old_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(run_server.transformers, "__version__", "5.23.1")
     with pytest.raises(InputError, match=r"the server needs transformers 5.24, and Python 3.11 for it; here is 5.23.1"):
-        run_server.serve(ModelRecipe("gpt2"), tmp_path, run_server.ServerSettings())
+        run_server.serve(ModelRecipe("gpt2"), tmp_path, run_server.ServerSettings("127.0.0.1", 8000, False, 32, 1024, 256))

@@ -14,7 +14,7 @@ from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
-from road_interp.serving.adapter_folder import AdapterFolder
+from road_interp.serving.served_adapters import ServedAdapters
 from road_interp.sites.find import find_sites
 
 
@@ -37,7 +37,7 @@ def test_adapter_folders_and_peft_folders(tmp_path, base, adapters):
     adapters[1].to_peft(tmp_path / "both", base)
     (tmp_path / "notes").mkdir()
     (tmp_path / ".hidden").mkdir()
-    folder = AdapterFolder(tmp_path, base)
+    folder = ServedAdapters(tmp_path, base)
     bank = folder.bank
     assert list(bank) == ["both", "from-peft", "own"]
     assert folder.planes is None
@@ -53,8 +53,8 @@ def test_adapters_that_were_trained_beside_other_weights_are_refused(tmp_path, b
     trained = tiny_model("Llama", "causal-lm", seed=1)
     random_adapter(find_sites(trained, "mlp")).to_peft(tmp_path / "a", trained, ["lm_head"])
     with pytest.raises(InputError, match=r"^LlamaForCausalLM has other weights .* \(lm_head.weight\)"):
-        AdapterFolder(tmp_path, base)
-    assert list(AdapterFolder(tmp_path, trained).bank) == ["a"]
+        ServedAdapters(tmp_path, base)
+    assert list(ServedAdapters(tmp_path, trained).bank) == ["a"]
     with pytest.warns(UserWarning, match=r"^LlamaForCausalLM has other weights .* \(lm_head.weight\)"):
         RoadModel(base, RoadBank.from_peft({"a": tmp_path / "a"}, base))
 
@@ -62,7 +62,7 @@ def test_adapters_that_were_trained_beside_other_weights_are_refused(tmp_path, b
 def test_changes_of_the_folder(tmp_path, base, adapters, caplog):
     adapters[0].save(tmp_path / "a")
     adapters[1].save(tmp_path / "b")
-    folder = AdapterFolder(tmp_path, base)
+    folder = ServedAdapters(tmp_path, base)
     bank = folder.bank
     assert folder.changed() == {}
     adapters[2].save(tmp_path / "c")
@@ -99,7 +99,7 @@ def test_an_adapter_stays_while_it_is_saved_again(tmp_path, base, adapters, monk
     """`save` removes the file of the old angles after the folder was listed, and after the file was looked at a few times."""
     adapters[0].save(tmp_path / "a")
     adapters[1].save(tmp_path / "b")
-    folder, stat, seen = AdapterFolder(tmp_path, base), Path.stat, []
+    folder, stat, seen = ServedAdapters(tmp_path, base), Path.stat, []
     (old,) = (tmp_path / "a").glob("*.safetensors")
 
     def save_behind(path, **options):
@@ -121,15 +121,15 @@ def test_an_adapter_stays_while_it_is_saved_again(tmp_path, base, adapters, monk
 def test_folders_that_cannot_be_served(tmp_path, base, adapters):
     for folder, message in ((tmp_path / "missing", "does not exist"), (tmp_path, "contains no adapter folders, run folders or")):
         with pytest.raises(InputError, match=message):
-            AdapterFolder(folder, base)
+            ServedAdapters(folder, base)
     other = tiny_model("Llama", "causal-lm", num_hidden_layers=1)
     replace(random_adapter(find_sites(other, "all-linear")), base=BaseModelSignature.of(other)).save(tmp_path / "other")
     with pytest.raises(
         InputError, match="adapter 'other' was made for another model, an unnamed llama, not for .*: num_hidden_layers is 2"
     ):
-        AdapterFolder(tmp_path, base)
+        ServedAdapters(tmp_path, base)
     shutil.rmtree(tmp_path / "other")
     adapters[0].save(tmp_path / "broken")
     (tmp_path / "broken" / "adapter.json").write_text("{")
     with pytest.raises(InputError, match=r"adapter\.json is not valid JSON"):
-        AdapterFolder(tmp_path, base)
+        ServedAdapters(tmp_path, base)

@@ -1,4 +1,4 @@
-"""AdapterFolder: the adapters in the subfolders of a folder, which may come and go while a server runs."""
+"""ServedAdapters: the adapters in the subfolders of a folder, which may come and go while a server runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from road_interp.runs.run_files import METRICS
 log = logging.getLogger(__name__)
 
 
-class AdapterFolder:
+class ServedAdapters:
     """Adapter folders, run folders and PEFT folders directly inside a folder, under the names of their folders.
 
     Args:

@@ -15,7 +15,7 @@ from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.sites.module_tree import hidden_of
 
 
-class IntervenableConfig(pyvene.IntervenableConfig):
+class PyveneConfig(pyvene.IntervenableConfig):
     """pyvene's config, which is JSON also while it holds the interventions: the Trainer's trackers log it."""
 
     def __init__(self, *args: Any, **options: Any) -> None:  # without it, transformers would write one from the fields
@@ -32,7 +32,7 @@ class IntervenableConfig(pyvene.IntervenableConfig):
         return content
 
 
-class IntervenableModel(pyvene.IntervenableModel):
+class PyveneModel(pyvene.IntervenableModel):
     """A pyvene model that is an ordinary `nn.Module`, and that leaves hooks of other code in place.
 
     Args:
