@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from road_interp.arguments import check_argument, check_count
 from road_interp.errors import InputError
 from road_interp.models.intervention import move_only
+from road_interp.models.orthonormal import is_orthonormal
 from road_interp.rotation import butterfly
 
 # Maps states to coordinates, and coordinates back to states.
@@ -54,7 +55,7 @@ class Columns(nn.Module):
             shape = tuple(weight.shape)
             raise InputError(f"causal.Columns needs a matrix of shape (width, count) with no more columns than rows, not {shape}")
         if not trained:
-            check_orthonormal("causal.Columns", weight)
+            _check_orthonormal("causal.Columns", weight)
         self.count, self.trained = weight.shape[1], trained
         self.weight = nn.Parameter(weight.clone(), requires_grad=trained)
 
@@ -121,7 +122,7 @@ class InBasis(nn.Module):
         self, interchange: nn.Module, columns: Float[Tensor, "width count"], units: Float[Tensor, " count"] | None = None
     ) -> None:
         super().__init__()
-        check_orthonormal("causal.InBasis", columns)
+        _check_orthonormal("causal.InBasis", columns)
         self.interchange = interchange
         self.register_buffer("columns", columns.clone())
         self.num_subspaces: int | None = getattr(interchange, "num_subspaces", None)
@@ -142,11 +143,9 @@ class InBasis(nn.Module):
         return super()._apply(move_only(fn), recurse)
 
 
-def check_orthonormal(function: str, columns: Float[Tensor, "width count"]) -> None:
-    """Raise InputError unless columns are orthonormal up to the rounding of their dtype: the states would be moved elsewhere."""
-    columns = columns.detach()
-    off = (columns.double().T @ columns.double() - torch.eye(columns.shape[1], device=columns.device)).abs().max()
-    if not off <= max(1e-4, 4 * torch.finfo(columns.dtype).eps):
+def _check_orthonormal(function: str, columns: Float[Tensor, "width count"]) -> None:
+    """Raise InputError unless columns are orthonormal: a swap of their coordinates would put the state elsewhere."""
+    if not is_orthonormal(columns):
         raise InputError(f"{function}: the columns are not orthonormal: give torch.linalg.qr(columns).Q")
 
 

@@ -18,7 +18,7 @@ def check_batches(function: str, batches: object) -> None:
 
 
 def check_batch(function: str, batch: object) -> None:
-    """Raise InputError unless a batch has an attention_mask, such as for a text, and only tensors with an axis of texts."""
+    """Raise InputError unless a batch has an attention_mask, such as for a text, of texts and tokens, and tensors only."""
     if not isinstance(batch, Mapping) or "attention_mask" not in batch:
         raise InputError(
             f"measure.{function} needs batches of token ids with an attention_mask, not {type(batch).__name__}: {MAKE}"

@@ -270,8 +270,7 @@ def _check(features: SplitFeatures, random: Mapping[int, SplitFeatures], metric:
 
 
 def _check_split(name: str, split: Features, pretrained: Features, num_labels: int) -> None:
-    for each in (split, pretrained):
-        check_argument("measure.disentangle", each, Features, "measure.read_features(model, batches, token)")
+    check_argument("measure.disentangle", split, Features, "measure.read_features(model, batches, token)")
     if not len(split.states):
         raise InputError(f"{name}: there are no texts")
     if split.states.dtype != np.float32:

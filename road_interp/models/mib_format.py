@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils import parametrizations
 
 from road_interp.errors import InputError
+from road_interp.models.orthonormal import is_orthonormal
 from road_interp.models.seeding import seeded
 
 
@@ -37,7 +38,7 @@ def save_mib(basis: Float[Tensor, "width k"], folder: Path, unit: str, features:
     if not isinstance(unit, str) or not unit or Path(unit).name != unit:
         raise InputError(f"the unit begins the names of three files, so that it must be a text without '/', not {unit!r}")
     width, count = basis.shape
-    if not torch.allclose(basis.T @ basis, torch.eye(count, dtype=basis.dtype, device=basis.device), atol=1e-4):
+    if not is_orthonormal(basis):
         raise InputError("the columns of the basis are not orthonormal: MIB's loader would orthogonalise them")
     if features is not None and not set(features) <= set(range(count)):
         raise InputError(f"the features {sorted(set(features) - set(range(count)))} do not exist: there are {count}")
