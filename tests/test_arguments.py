@@ -50,7 +50,7 @@ ADAPTER, OTHER = random_adapter(SITES), random_adapter(SITES, seed=1)
             "load_labelled needs DataRecipe, not str: give the data of a recipe",
         ),
         (lambda: ri.format_prompts("x", ["a"], None), "format_prompts needs MultiTaskGenerationRecipe, not str: give a recipe"),
-        (lambda: ri.RoadModel.load("folder", "gpt2"), "RoadModel.from_pyvene needs Module, not str: give a transformers model"),
+        (lambda: ri.RoadModel.load("folder", "gpt2"), "RoadModel.load needs Module, not str: give a transformers model"),
         (
             lambda: ri.measure.text_batches(["a"], print, 0),
             "measure.text_batches: max_length must be a whole number of at least 1, not 0",

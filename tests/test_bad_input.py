@@ -40,7 +40,7 @@ def good(workplace, finished):
     (folder / "run" / "recipe.yaml").write_text(text)
     finished.adapter.save(folder / "adapter")
     finished.to_peft(folder / "peft")
-    finished.load_model().save_pyvene(folder / "pyvene")
+    finished.load_model().save(folder / "pyvene")
     return folder
 
 

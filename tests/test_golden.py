@@ -45,11 +45,11 @@ def test_interventions_open_in_plain_pyvene_and_as_a_model():
     expected = ri.RoadModel(copy.deepcopy(base), random_adapter(find_sites(base, "block-output")))(batch)[1].logits
     for model in (
         pyvene.IntervenableModel.load(str(GOLDEN / "pyvene"), copy.deepcopy(base)),
-        ri.RoadModel.from_pyvene(copy.deepcopy(base), GOLDEN / "pyvene"),
+        ri.RoadModel.load(GOLDEN / "pyvene", copy.deepcopy(base)),
     ):
         torch.testing.assert_close(model(batch)[1].logits, expected, atol=1e-6, rtol=1e-6)
     base = tiny_model("GPT2")
-    adapter = ri.RoadModel.from_pyvene(base, GOLDEN / "pyvene-of-parts").adapter
+    adapter = ri.RoadModel.load(GOLDEN / "pyvene-of-parts", base).adapter
     assert_same(adapter, random_adapter(find_sites(base, "attention-qk", layers=[0])))
 
 

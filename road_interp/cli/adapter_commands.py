@@ -187,7 +187,7 @@ def load_adapter(folder: Path, run: Run | None = None) -> RoadAdapter:
         from road_interp.models import pyvene_io
 
         if is_file(folder / pyvene_io.CONFIG):
-            return pyvene_io.from_pyvene(folder, base)[0]
+            return pyvene_io.read_interventions(folder, base)[0]
     return RoadAdapter.load(folder, base)
 
 

@@ -37,8 +37,8 @@ TYPES = (
 )
 
 
-def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> tuple[RoadAdapter, TaskPlanes | None]:
-    """The rotations in a folder written by `RoadModel.save_pyvene` or by pyvene's `save` of RoadInterventions, and its tasks.
+def read_interventions(folder: str | os.PathLike[str], base: PreTrainedModel) -> tuple[RoadAdapter, TaskPlanes | None]:
+    """The rotations in a folder that `RoadModel.save` or pyvene's `save` wrote, and its tasks.
 
     A folder with subspaces has one task per subspace, with the names in tasks.json, or "0", "1" and so on without that file. The
     positions of the adapter are those of positions.json, or "all" without that file.
@@ -76,8 +76,8 @@ def from_pyvene(folder: str | os.PathLike[str], base: PreTrainedModel) -> tuple[
     return adapter, _task_planes(folder, adapter, owners)
 
 
-def save_pyvene(model: pyvene.IntervenableModel, folder: str | os.PathLike[str]) -> None:
-    """Write the interventions of a RoadModel: see `RoadModel.save_pyvene`."""
+def write_interventions(model: pyvene.IntervenableModel, folder: str | os.PathLike[str]) -> None:
+    """Write the interventions of a RoadModel: see `RoadModel.save`."""
     if model.bank is not None:
         raise InputError("a bank holds several adapters: save one model per adapter")
     if not isinstance(model.positions, str):
@@ -102,7 +102,7 @@ def save_pyvene(model: pyvene.IntervenableModel, folder: str | os.PathLike[str])
 
 
 def _positions(folder: Path) -> str:
-    """The positions that `save_pyvene` wrote; "all" in a folder of pyvene's own."""
+    """The positions that `RoadModel.save` wrote; "all" in a folder of pyvene's own."""
     if not (folder / POSITIONS).is_file():
         return "all"
     positions = read_json_object(folder / POSITIONS).get("positions")

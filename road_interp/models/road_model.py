@@ -460,44 +460,35 @@ class RoadModel(PyveneModel):
         self.adapter.to_peft(folder, self.model, modules_to_save)
 
     @classmethod
-    def from_pyvene(
-        cls, base_model: PreTrainedModel, folder: str | os.PathLike[str], positions: Positions | None = None
-    ) -> RoadModel:
+    def load(cls, folder: str | os.PathLike[str], model: PreTrainedModel, positions: Positions | None = None) -> RoadModel:
         """A model with the interventions of a pyvene folder, for a base model of any architecture.
 
         Args:
-            positions: the tokens to rotate; by default those that `save_pyvene` wrote, or "all" in a folder of pyvene's own.
+            folder: one that `save` or pyvene's `save` wrote.
+            model: the base model, pyvene's name for it.
+            positions: the tokens to rotate; by default those that `save` kept, or "all" in a folder of pyvene's own.
 
         Raises:
             InputError: the folder does not exist, contains interventions other than RoadIntervention, or names components that
                 the base model does not have.
         """
-        check_argument("RoadModel.from_pyvene", base_model, nn.Module, "a transformers model, such as that of load_model(id)")
-        adapter, planes = pyvene_io.from_pyvene(folder, base_model)
-        return cls(base_model, adapter, positions, planes)
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str], model: PreTrainedModel, positions: Positions | None = None) -> RoadModel:
-        """The same as `from_pyvene`, in the order of the arguments of pyvene's `load`."""
-        check_argument("RoadModel.load", folder, (str, os.PathLike), "load(folder, model), or use from_pyvene(model, folder)")
-        return cls.from_pyvene(model, folder, positions)
+        check_argument("RoadModel.load", folder, (str, os.PathLike), "load(folder, model)")
+        check_argument("RoadModel.load", model, nn.Module, "a transformers model, such as that of load_model(id)")
+        adapter, planes = pyvene_io.read_interventions(folder, model)
+        return cls(model, adapter, positions, planes)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """The same as `save_pyvene`, under pyvene's name."""
-        self.save_pyvene(folder)
-
-    def save_pyvene(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder that plain `pyvene.IntervenableModel.load(folder, base_model)` loads, with equal outputs.
 
-        pyvene loads a folder only for the architectures that it knows; `from_pyvene` loads it for any. Positions are kept for
-        `from_pyvene`, in a file of their own, because pyvene takes them with every call (`unit_locations`); planes of tasks are
-        saved as subspaces.
+        pyvene loads a folder only for the architectures that it knows; `RoadModel.load` loads it for any. Positions are kept for
+        it in a file of their own, because pyvene takes them with every call (`unit_locations`); planes of tasks are saved as
+        subspaces.
 
         Raises:
             InputError: the model has a bank, which pyvene cannot express, its positions are lists, or the folder already
                 contains interventions.
         """
-        pyvene_io.save_pyvene(self, folder)
+        pyvene_io.write_interventions(self, folder)
 
     def merge(self, adapter_name: str | None = None) -> PreTrainedModel:
         """Merge the rotations into the weights, W <- R W and b <- R b (section 3.2), and return the base model.

@@ -76,7 +76,7 @@ def test_train_evaluate_inspect(capsys, monkeypatch, workplace, tmp_path):
     assert "accuracy" in out
     trained = Run.load(tmp_path / "run")
     trained.to_peft(tmp_path / "peft")
-    trained.load_model().save_pyvene(tmp_path / "pyvene")
+    trained.load_model().save(tmp_path / "pyvene")
     for same in (tmp_path / "run", tmp_path / "peft", tmp_path / "pyvene"):
         code, out, err = run(capsys, monkeypatch, "evaluate", tmp_path / "run", "--adapter", same, "--json")
         assert code == 0, err

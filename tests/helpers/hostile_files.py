@@ -168,8 +168,8 @@ def _peft(folder: Path) -> Reader:
 
 def _pyvene(folder: Path) -> Reader:
     base = tiny_model("Llama", "causal-lm")
-    RoadModel(base, random_adapter(find_sites(base, "block-output"))).save_pyvene(folder / "pyvene")
-    return lambda folder, path: RoadModel.from_pyvene(base, folder / "pyvene")
+    RoadModel(base, random_adapter(find_sites(base, "block-output"))).save(folder / "pyvene")
+    return lambda folder, path: RoadModel.load(folder / "pyvene", base)
 
 
 def _recipe(folder: Path) -> Reader:

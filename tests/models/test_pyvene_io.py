@@ -16,7 +16,7 @@ from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.intervention import RoadIntervention
-from road_interp.models.pyvene_io import from_pyvene
+from road_interp.models.pyvene_io import read_interventions
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
 from road_interp.sites.site import OutputSlice, Site
@@ -34,7 +34,7 @@ def test_plain_pyvene_loads_the_folder(variant, group_size, target_modules, tmp_
     model = RoadModel(base, random_adapter(find_sites(base, target_modules), variant, group_size))
     expected = logits(model, batch)
     representations = list(model.config.representations)
-    model.save_pyvene(tmp_path)
+    model.save(tmp_path)
     assert model.config.representations == representations
     types = json.loads((tmp_path / "config.json").read_text())["intervention_types"]
     assert set(types) == {"<class 'road_interp.RoadIntervention'>"}  # independent of the module that defines the class
@@ -44,14 +44,14 @@ def test_plain_pyvene_loads_the_folder(variant, group_size, target_modules, tmp_
     assert type(plain) is pyvene.IntervenableModel
     assert {(each.variant, each.group_size) for each in plain.interventions.values()} == {(variant, group_size)}
     torch.testing.assert_close(logits(plain, batch), expected, atol=1e-6, rtol=1e-6)
-    again = RoadModel.from_pyvene(copy.deepcopy(base), tmp_path)
+    again = RoadModel.load(tmp_path, copy.deepcopy(base))
     assert again.sites == model.sites
     for site in model.sites:
         assert torch.equal(again.adapter.theta[site.name], model.adapter.theta[site.name])
         assert torch.equal(again.adapter.alpha[site.name], model.adapter.alpha[site.name])
 
     plain.save(str(tmp_path / "theirs"))  # folders written by pyvene itself can be read too
-    theirs = RoadModel.from_pyvene(copy.deepcopy(base), tmp_path / "theirs")
+    theirs = RoadModel.load(tmp_path / "theirs", copy.deepcopy(base))
     torch.testing.assert_close(logits(theirs, batch), expected, atol=1e-6, rtol=1e-6)
 
 
@@ -63,20 +63,20 @@ def test_planes_are_saved_as_subspaces(group_size, tmp_path):
         base, random_adapter(sites, group_size=group_size), planes=TaskPlanes.split(["a", "b"], sites, "alternating")
     )
     expected = logits(model, batch, tasks=["a", "a+b", "__base__"])
-    model.save_pyvene(tmp_path)
+    model.save(tmp_path)
     plain = pyvene.IntervenableModel.load(str(tmp_path), copy.deepcopy(base))
     found = logits(plain, batch, subspaces=[[[0], [0, 1], []]] * len(sites))
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
-    again = RoadModel.from_pyvene(copy.deepcopy(base), tmp_path)
+    again = RoadModel.load(tmp_path, copy.deepcopy(base))
     assert again.planes.to_json() == model.planes.to_json()
     assert torch.equal(logits(again, batch, tasks=["a", "a+b", "__base__"]), expected)
     by_pyvene = logits(model, batch, subspaces=[[[0], [0, 1], []]] * len(sites))
     assert torch.equal(logits(again, batch, subspaces=[[[0], [0, 1], []]] * len(sites)), by_pyvene)
     (tmp_path / "tasks.json").unlink()  # as in a folder that pyvene itself wrote
-    assert RoadModel.from_pyvene(copy.deepcopy(base), tmp_path).planes.tasks == ("0", "1")
+    assert RoadModel.load(tmp_path, copy.deepcopy(base)).planes.tasks == ("0", "1")
     (tmp_path / "tasks.json").write_text('["a"]')
     with pytest.raises(InputError, match=r"tasks.json' must list the names of 2 tasks"):
-        RoadModel.from_pyvene(copy.deepcopy(base), tmp_path)
+        RoadModel.load(tmp_path, copy.deepcopy(base))
 
 
 @pytest.mark.parametrize("group_size", [2, 4, 8])
@@ -90,8 +90,8 @@ def test_a_task_with_a_single_plane_keeps_it(group_size, tmp_path):
     expected = logits(model, batch, tasks=["one", "rest", "one+rest"])
     found = logits(model, batch, subspaces=[[[0], [1], [0, 1]]] * len(sites))
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
-    model.save_pyvene(tmp_path)
-    again = RoadModel.from_pyvene(copy.deepcopy(base), tmp_path)
+    model.save(tmp_path)
+    again = RoadModel.load(tmp_path, copy.deepcopy(base))
     assert again.planes.to_json() == planes.to_json()
     assert torch.equal(logits(again, batch, tasks=["one", "rest", "one+rest"]), expected)
 
@@ -100,12 +100,12 @@ def test_a_task_with_a_single_plane_keeps_it(group_size, tmp_path):
 def test_architectures_and_slices_that_pyvene_does_not_know(architecture, tmp_path):
     base, batch = tiny_model(architecture), token_batch()
     model = RoadModel(base, random_adapter(find_sites(base, "attention-qk")))
-    model.save_pyvene(tmp_path)
+    model.save(tmp_path)
     untouched = tiny_model(architecture).train()
-    assert from_pyvene(tmp_path, untouched)[0].sites == model.sites
+    assert read_interventions(tmp_path, untouched)[0].sites == model.sites
     assert untouched.training
     assert all(parameter.requires_grad for parameter in untouched.parameters())
-    again = RoadModel.from_pyvene(copy.deepcopy(base), tmp_path)
+    again = RoadModel.load(tmp_path, copy.deepcopy(base))
     assert again.sites == model.sites
     with torch.no_grad():
         torch.testing.assert_close(again(batch)[1].last_hidden_state, model(batch)[1].last_hidden_state)
@@ -114,8 +114,8 @@ def test_architectures_and_slices_that_pyvene_does_not_know(architecture, tmp_pa
 def test_a_slice_unknown_to_find_sites_keeps_its_dimensions(tmp_path):
     base = tiny_model("GPT2")
     site = Site("h.0.mlp.c_fc", 16, 0, "mlp.c_fc", OutputSlice(128, 8, 24))
-    RoadModel(base, random_adapter((site,))).save_pyvene(tmp_path)
-    (found,) = RoadModel.from_pyvene(base, tmp_path).sites
+    RoadModel(base, random_adapter((site,))).save(tmp_path)
+    (found,) = RoadModel.load(tmp_path, base).sites
     assert (found.name, found.output_slice) == ("h.0.mlp.c_fc[8:24 of 128]", site.output_slice)
 
 
@@ -145,7 +145,7 @@ def test_a_config_with_pyvenes_component_names(tmp_path):
     torch.nn.init.normal_(intervention.theta)
     expected = logits(plain, batch)
     plain.save(str(tmp_path))
-    model = RoadModel.from_pyvene(copy.deepcopy(base), tmp_path)
+    model = RoadModel.load(tmp_path, copy.deepcopy(base))
     assert [(site.name, site.layer, site.kind) for site in model.sites] == [("transformer.h.1", 1, "block-output")]
     torch.testing.assert_close(logits(model, batch), expected, atol=1e-6, rtol=1e-6)
 
@@ -161,7 +161,7 @@ def test_plain_pyvene_keeps_the_subspaces_of_an_instance(tmp_path):
     expected = model(batch, subspaces=subspaces)[1].logits
     loaded = pyvene.IntervenableModel.load(str(tmp_path), base)
     assert torch.equal(loaded(batch, subspaces=subspaces)[1].logits, expected)
-    with_tasks = RoadModel.from_pyvene(base, tmp_path)
+    with_tasks = RoadModel.load(tmp_path, base)
     torch.testing.assert_close(with_tasks(batch, tasks=["0", "1", "0+1"])[1].logits, expected, rtol=0, atol=1e-6)
     with pytest.raises(RuntimeError, match="'subspace_planes' are not the subspaces of this intervention"):
         RoadIntervention(32, subspace_partition=[[0, 8], [8, 32]]).load_state_dict(intervention.state_dict())
@@ -182,7 +182,7 @@ def test_a_state_of_another_form_is_refused():
 @pytest.mark.parametrize("partition", [5, "ab", [5], [["a", 2]], [[0, 10**12]], [[-2, 4]], [[0, 1.5]]])
 def test_invalid_subspaces_are_refused(tmp_path, partition):
     base = tiny_model("Llama", "causal-lm")
-    RoadModel(base, random_adapter(find_sites(base, "block-output"))).save_pyvene(tmp_path)
+    RoadModel(base, random_adapter(find_sites(base, "block-output"))).save(tmp_path)
     config = tmp_path / "config.json"
     content = json.loads(config.read_text())
     place = pyvene.RepresentationConfig._fields.index("subspace_partition")
@@ -190,29 +190,29 @@ def test_invalid_subspaces_are_refused(tmp_path, partition):
         entry[place] = partition
     config.write_text(json.dumps(content))
     with pytest.raises(InputError, match="a subspace_partition of config.json must be lists of dimensions of 32"):
-        RoadModel.from_pyvene(base, tmp_path)
+        RoadModel.load(tmp_path, base)
 
 
 def test_tasks_that_are_no_json_are_refused(tmp_path):
     base = tiny_model("Llama", "causal-lm")
     sites = find_sites(base, "block-output")
-    RoadModel(base, random_adapter(sites), planes=TaskPlanes.split(["a", "b"], sites)).save_pyvene(tmp_path)
+    RoadModel(base, random_adapter(sites), planes=TaskPlanes.split(["a", "b"], sites)).save(tmp_path)
     (tmp_path / "tasks.json").write_text('["a", ')
     with pytest.raises(InputError, match="tasks.json' must list the names of 2 tasks"):
-        RoadModel.from_pyvene(base, tmp_path)
+        RoadModel.load(tmp_path, base)
 
 
 def test_invalid_folders_are_refused(tmp_path):
     base = tiny_model("Llama", "causal-lm")
     model = RoadModel(base, random_adapter(find_sites(base, "block-output")))
-    model.save_pyvene(tmp_path)
+    model.save(tmp_path)
     config = tmp_path / "config.json"
     content = json.loads(config.read_text())
 
     def refuse(message, changed=content, model=base):
         config.write_text(json.dumps(changed))
         with pytest.raises(InputError, match=message):
-            RoadModel.from_pyvene(model, tmp_path)
+            RoadModel.load(tmp_path, model)
 
     other = ["<class 'pyvene.models.interventions.VanillaIntervention'>"]
     vanilla = {**content, "intervention_types": other}
@@ -234,7 +234,7 @@ def test_invalid_folders_are_refused(tmp_path):
 
     def refuse_state(message):
         with pytest.raises(InputError, match=message):
-            RoadModel.from_pyvene(base, tmp_path)
+            RoadModel.load(tmp_path, base)
 
     tensors = torch.load(state)
     for form in ([9, 2, 0, 0, 0], [0.0, 2, 0, 0, 0], [[0, 2, 0, 0, 0]], [0, 2], [0, 2, 16, 0, 0]):
@@ -250,16 +250,16 @@ def test_invalid_folders_are_refused(tmp_path):
     state.unlink()
     refuse_state("does not exist")
     with pytest.raises(InputError, match=r"already contains a config\.json"):
-        model.save_pyvene(tmp_path)
+        model.save(tmp_path)
     with pytest.raises(InputError, match="a bank holds several adapters"):
-        RoadModel(base, RoadBank({"a": model.adapter})).save_pyvene(tmp_path)
+        RoadModel(base, RoadBank({"a": model.adapter})).save(tmp_path)
 
 
 def test_positions_of_one_batch_are_not_saved(tmp_path):
     base = tiny_model("Llama", "causal-lm")
     model = RoadModel(base, random_adapter(find_sites(base, "all-linear")), positions=[[0]])
     with pytest.raises(InputError, match="tokens of one batch"):
-        model.save_pyvene(tmp_path / "pyvene")
+        model.save(tmp_path / "pyvene")
     with pytest.raises(InputError, match="positions given as lists cannot be expressed in PEFT"):
         model.to_peft(tmp_path / "peft")
     assert not [*tmp_path.iterdir()]
@@ -277,11 +277,11 @@ def test_an_interrupted_save_leaves_no_other_rotations(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(f"road_interp.models.pyvene_io.{name}", full_disk)
             with pytest.raises(OSError, match="No space"):
-                model.save_pyvene(tmp_path)
+                model.save(tmp_path)
         with pytest.raises(InputError):
-            RoadModel.from_pyvene(base, tmp_path)
-    model.save_pyvene(tmp_path)
-    assert RoadModel.from_pyvene(base, tmp_path).positions == "last"
+            RoadModel.load(tmp_path, base)
+    model.save(tmp_path)
+    assert RoadModel.load(tmp_path, base).positions == "last"
 
 
 def test_positions_are_kept(tmp_path):

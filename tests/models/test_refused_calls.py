@@ -316,7 +316,7 @@ def test_a_model_without_generation_says_how_to_load_one_that_has_it():
     for call in (lambda: model.generate(token_batch()), lambda: model.generate_batch([[1, 2]]), model.continuous_batching):
         with pytest.raises(InputError, match="BertModel generates no text: load the model with load_model"):
             call()
-    with pytest.raises(InputError, match=r"not BertModel: give load\(folder, model\), or use from_pyvene\(model, folder\)"):
+    with pytest.raises(InputError, match=r"not BertModel: give load\(folder, model\)"):
         RoadModel.load(base, "folder")
 
 
