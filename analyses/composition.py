@@ -22,7 +22,7 @@ from matplotlib.pyplot import figure
 from matplotlib.style import context
 
 from road_interp import plots
-from road_interp.adapters.bank import BASE
+from road_interp.adapters.joined_names import BASE
 from road_interp.cli.app import main_of
 from road_interp.measure.composition import CompositionReport
 from road_interp.measure.intervals import mean_over_seeds

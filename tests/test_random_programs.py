@@ -28,7 +28,8 @@ from hypothesis.stateful import (
 from transformers import LogitsProcessorList
 
 from helpers.models import CAN_COMPILE, random_adapter, tiny_model
-from road_interp.adapters.bank import BASE, RoadBank
+from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.joined_names import BASE
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from road_interp.adapters.file_names import RUN_RECIPE
+from road_interp.adapters.joined_names import BASE, check_name
 from road_interp.adapters.road_adapter import RoadAdapter, Source
 from road_interp.adapters.storage import adapter_folder, holds_adapter
 from road_interp.arguments import check_argument
@@ -20,8 +21,6 @@ from road_interp.errors import InputError
 from road_interp.files import is_dir, is_file
 from road_interp.rotation import plane_maps
 from road_interp.sources import local_folder
-
-BASE = "__base__"  # PEFT's name for "no adapter"
 
 Vectors = tuple[Tensor, Tensor]
 
@@ -113,12 +112,9 @@ class RoadBank(Mapping[str, RoadAdapter]):
         self.version += 1
 
     def _put(self, name: str, adapter: Source) -> None:
-        if name == BASE:
-            raise InputError(f"'{BASE}' means no adapter and cannot be the name of one")
         if not isinstance(name, str) or not name or name != name.strip():
             raise InputError(f"{name!r} cannot be the name of an adapter: it must be text, without spaces around it")
-        if "+" in name:
-            raise InputError(f"{name!r} cannot be the name of an adapter: 'a+b' is the product of 'a' and 'b'; rename it")
+        check_name(name, "an adapter")
         if isinstance(adapter, str | os.PathLike):
             folder = local_folder(adapter)
             if not holds_adapter(adapter_folder(folder)):

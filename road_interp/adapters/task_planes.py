@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from road_interp.adapters.bank import BASE
+from road_interp.adapters.joined_names import check_name, known_names
 from road_interp.arguments import check_argument, checked_list
 from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
@@ -47,8 +47,7 @@ class TaskPlanes:
             raise InputError("TaskPlanes needs at least one site")
         for task in self.owned:
             check_argument("TaskPlanes", task, str, "names of tasks, as in {'label': masks}")
-            if not task or "+" in task or task == BASE:
-                raise InputError(f"'{task}' cannot be the name of a task: '+' joins tasks and {BASE} means no task")
+            check_name(task, "a task")
         known = {site.name: site for site in self.sites}
         for task, masks in self.owned.items():
             lists = "a mask per site; for lists of planes, TaskPlanes.from_json"
@@ -128,10 +127,7 @@ class TaskPlanes:
 
     def named(self, active: str) -> tuple[str, ...]:
         """The tasks in a text such as "german+instruct"; none for "__base__". Raises InputError that lists the known tasks."""
-        names = () if active == BASE else tuple(active.split("+"))
-        if unknown := [name for name in names if name not in self.owned]:
-            raise InputError(f"unknown task '{unknown[0]}'; the tasks are {', '.join(self.owned)}, joined by '+', or {BASE}")
-        return names
+        return known_names(active, self.owned, "task")
 
     def of(self, active: str) -> dict[str, Bool[Tensor, " planes"]]:
         """The planes of the active tasks, by site name, as an argument for `RoadAdapter.restrict`."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from road_interp.adapters.bank import BASE
+from road_interp.adapters.joined_names import join_names, split_names
 from road_interp.arguments import check_argument, check_callable, checked_reports
 from road_interp.data.behaviours import Behaviour, Review
 from road_interp.errors import InputError
@@ -56,7 +56,7 @@ class SetScore:
 
     def attempted(self) -> Bool[np.ndarray, " prompts"]:
         """Whether each answer has ended and has traces, right or wrong, of all active tasks."""
-        tried = [np.asarray(self.tried[task]) for task in ([] if self.active == BASE else self.active.split("+"))]
+        tried = [np.asarray(self.tried[task]) for task in split_names(self.active)]
         return np.all([*tried, np.asarray(self.finished)], axis=0)
 
     def controlled(self) -> Bool[np.ndarray, " prompts"]:
@@ -64,7 +64,7 @@ class SetScore:
 
         It must have ended, too, unless no task is active: the end of an answer is learned with the tasks.
         """
-        active = [] if self.active == BASE else self.active.split("+")
+        active = split_names(self.active)
         wanted = np.ones(len(self.finished), bool)
         for task in self.shown:
             wanted &= np.asarray(self.shown[task]) if task in active else ~np.asarray(self.tried[task])
@@ -117,7 +117,7 @@ class CompositionReport(Result):
 
         Both rates are of the same prompts.
         """
-        alone, together = (self.of(active).joint([task]).astype(float) for active in (task, "+".join(self.tasks)))
+        alone, together = (self.of(active).joint([task]).astype(float) for active in (task, join_names(self.tasks)))
         return mean_over_divisions(alone - together, len(self.seeds), paired=True)
 
     def control(self, active: str) -> tuple[float, float, float]:
@@ -311,4 +311,4 @@ def shows(task: Behaviour, answer: Answer, review: Review) -> bool:
 
 def all_sets(tasks: Sequence[str]) -> list[str]:
     """All sets of tasks, the smallest first: "__base__" for none, then "a", "b", "a+b" ..."""
-    return ["+".join(chosen) or BASE for size in range(len(tasks) + 1) for chosen in combinations(tasks, size)]
+    return [join_names(chosen) for size in range(len(tasks) + 1) for chosen in combinations(tasks, size)]

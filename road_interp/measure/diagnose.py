@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from road_interp.adapters.joined_names import join_names
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError
 from road_interp.measure.ablation import ANGLES, MAGNITUDES, NEITHER, AblationReport
@@ -115,7 +116,7 @@ def fails_to_compose(report: CompositionReport | MultiTaskAccuracyReport, margin
         has_traces = all(score.finished for score in report.scores)  # not in reports of 0.1.0
         alone = {task: report.control(task) if has_traces else report.rate(task, [task]) for task in report.tasks}
         verdict = verdict if all(low > SHOWS for _, low, _ in alone.values()) else "cannot tell"
-        together = "+".join(report.tasks)
+        together = join_names(report.tasks)
         numbers |= {f"'{task}' alone": rate for task, rate in alone.items()}
         numbers["all in one answer"] = report.rate(together, report.tasks)
     else:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from road_interp.adapters.bank import BASE
+from road_interp.adapters.joined_names import BASE, join_names
 from road_interp.arguments import checked_reports
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
@@ -48,7 +48,7 @@ class MultiTaskAccuracyReport(Result):
     @property
     def together(self) -> str:
         """Name of the set of all tasks, such as "a+b"."""
-        return "+".join(self.tasks)
+        return join_names(self.tasks)
 
     def accuracy(self, task: str, active: str) -> tuple[float, float, float]:
         """Fraction of a task's test examples that its head classifies correctly with a set of active tasks.
@@ -170,4 +170,4 @@ def _lost(task: str, alone: MultiTaskAccuracyReport, report: MultiTaskAccuracyRe
 
 def active_sets(task: str, tasks: Sequence[str]) -> list[str]:
     """The sets of active tasks with which a task is tested: none, the task, and all tasks."""
-    return list(dict.fromkeys([BASE, task, "+".join(tasks)]))
+    return list(dict.fromkeys([BASE, task, join_names(tasks)]))

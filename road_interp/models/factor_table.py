@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping
 import torch
 from torch import Tensor
 
-from road_interp.adapters.bank import BASE
+from road_interp.adapters.joined_names import BASE
 from road_interp.models.request_adapter import RequestAdapter
 from road_interp.models.row_selection import RowSelection
 from road_interp.rotation.plane_maps import PlaneMaps

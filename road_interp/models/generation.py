@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from road_interp.adapters.bank import BASE
+from road_interp.adapters.joined_names import BASE
 from road_interp.data.batches import batches_by_length
 from road_interp.recipes.schema import ScoringRecipe
 

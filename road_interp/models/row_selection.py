@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from road_interp.adapters.bank import BASE, RoadBank
+from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.joined_names import BASE, split_names
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.coefficients import BankMaps, Coefficients, Masks, Rotations
@@ -87,7 +88,7 @@ class RowSelection(NamedTuple):
                 f"'{name}': adapters joined by '+' are multiplied in any order, which road_1 allows and "
                 f"{self.rotations.variant} does not: compose them first, a @ b"
             )
-        return tuple(name.split("+"))
+        return split_names(name)
 
     def _product(self, adapter_names: Sequence[str] | None, strengths: Strengths | None) -> Coefficients:
         """The maps of every row: of its adapter, or the product of those that '+' joins, each to its strength."""

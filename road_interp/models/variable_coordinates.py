@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from road_interp.adapters.bank import BASE
+from road_interp.adapters.joined_names import check_name, known_names
 from road_interp.arguments import check_argument, check_count, checked_list
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
@@ -47,8 +47,7 @@ class VariableCoordinates:
             raise InputError("VariableCoordinates needs at least one variable")
         for name, count in self.counts.items():
             check_argument("VariableCoordinates", name, str, make)
-            if not name or "+" in name or name == BASE:
-                raise InputError(f"'{name}' cannot be the name of a variable: '+' joins variables and {BASE} means none")
+            check_name(name, "a variable")
             check_count("VariableCoordinates", f"the number of coordinates of '{name}'", count)
 
     @property
@@ -88,7 +87,7 @@ class VariableCoordinates:
         Raises InputError for an unknown variable.
         """
         names = checked_list("VariableCoordinates.subspaces", active, str, "one text per row, as in ['country', '__base__']")
-        return [[self._index(name) for name in text.split("+")] if text != BASE else [] for text in names]
+        return [[self.variables.index(name) for name in known_names(text, self.counts, "variable")] for text in names]
 
     def road(self, width: int, **options: Any) -> RoadInterchangeIntervention:
         """An interchange of these coordinates of a stack of plane rotations; `options` are its depth, seed and spread."""
@@ -105,8 +104,3 @@ class VariableCoordinates:
         """The interchange with the names of the variables, by which runs of pairs check that they mean the same ones."""
         interchange.variables = self.variables
         return interchange
-
-    def _index(self, name: str) -> int:
-        if name not in self.counts:
-            raise InputError(f"unknown variable '{name}'; the variables are {', '.join(self.counts)}, joined by '+', or {BASE}")
-        return self.variables.index(name)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 
-from road_interp.adapters.bank import BASE
+from road_interp.adapters.joined_names import BASE, join_names
 from road_interp.plots.arguments import listed
 from road_interp.plots.style import COLORS, counted, error_bars, prepared, styled
 from road_interp.results import entry
@@ -62,7 +62,7 @@ def composition_control(reports: Sequence[CompositionReport] | CompositionReport
     ax = prepared(ax, rows=len(reports))
     for number, (label, value) in enumerate(
         (
-            ("all tasks active", lambda report: report.control("+".join(report.tasks))),
+            ("all tasks active", lambda report: report.control(join_names(report.tasks))),
             ("mean over the sets of tasks", lambda report: report.mean_control()),
             ("least of the sets", lambda report: report.least_control()[1]),
         )

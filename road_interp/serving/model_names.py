@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from road_interp.adapters.bank import BASE, RoadBank
+from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.joined_names import BASE, join_names
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.request_adapter import RequestAdapter
@@ -48,10 +49,10 @@ class ModelNames:
         if strengths is None:
             raise self._unknown(model)
         if not separator and all(each in self.bank for each in strengths):
-            return RequestAdapter("+".join(strengths), None, _given(strengths))
+            return RequestAdapter(join_names(strengths), None, _given(strengths))
         adapter = adapter if separator else next(iter(self.bank)) if len(self.bank) == 1 else ""
         if adapter in self.bank and all(task in self._tasks_of(adapter) for task in strengths):
-            return RequestAdapter(adapter, "+".join(strengths), _given(strengths))
+            return RequestAdapter(adapter, join_names(strengths), _given(strengths))
         raise self._unknown(model)
 
     def _tasks_of(self, adapter: str) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from road_interp.adapters.bank import BASE, RoadBank
+from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.joined_names import BASE, split_names
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.data.behaviours import PARTS, answer_parts
 from road_interp.data.multitask import Example, format_prompts, load_multitask_data, load_reviews
@@ -123,7 +124,7 @@ def adapter_per_set(piece: Piece) -> CompositionReport:
     sets, adapters = all_sets(list(data.behaviours)), {}
     for number, name in enumerate(sets):
         piece.progress(f"adapter of {name}", number, len(sets))
-        shown = [each for task, each in data.behaviours.items() if task in name.split("+")]
+        shown = [each for task, each in data.behaviours.items() if task in split_names(name)]
         examples = [Example(each.text, tuple(answer_parts(shown, each))) for each in reviews]
         only = replace(recipe, tasks={"set": TaskRecipe(behaviour=PLAIN)}, co_activation=0.0, shared=None)
         experiment = MultiTaskGenerationExperiment(only)
@@ -146,7 +147,7 @@ def multiplied(piece: Piece) -> CompositionReport:
         alone[name] = run_of(piece._replace(recipe=single_task)).adapter
     shared = [] if recipe.shared is None else [recipe.shared]
     sets = all_sets([name for name in alone if name != recipe.shared])
-    parts = {name: [*([] if name == BASE else name.split("+")), *shared] for name in sets}
+    parts = {name: [*split_names(name), *shared] for name in sets}
     names = {name: " and ".join(tasks) or BASE for name, tasks in parts.items()}
     products = {names[name]: reduce(matmul, (alone[task] for task in tasks)) for name, tasks in parts.items() if tasks}
     return _score_adapters(recipe, products, names, "trained separately and multiplied")
@@ -189,7 +190,7 @@ def instruction(piece: Piece) -> CompositionReport:
     told = {name: replace(each, free_form=True) for name, each in data.behaviours.items()}
 
     def generate(prompts: Sequence[str], active: str) -> list[Answer]:
-        instructions = [each.instruction for task, each in told.items() if task in active.split("+")]
+        instructions = [each.instruction for task, each in told.items() if task in split_names(active)]
         instructed = format_prompts(recipe, texts, tokenizer, "".join(f"\n{each}" for each in instructions))
         ids = partial(base.generate, **greedy_settings(tokenizer, recipe.scoring.max_new_tokens))
         return greedy_answers(lambda inputs: ids(**inputs), tokenizer, instructed, recipe.scoring.batch_size, base)
@@ -202,7 +203,7 @@ def instruction(piece: Piece) -> CompositionReport:
 
 def _adapter_name(tasks: str) -> str:
     """The name in a bank of the adapter for a set of tasks: "a+b" would be the product of two."""
-    return "none" if tasks == BASE else tasks.replace("+", " and ")
+    return " and ".join(split_names(tasks)) or "none"
 
 
 def _base(recipe: MultiTaskGenerationRecipe) -> Any:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 from transformers import PreTrainedModel
 
-from road_interp.adapters.bank import BASE
-from road_interp.errors import InputError
+from road_interp.adapters.joined_names import known_names
 from road_interp.models.seeding import seeded
 from road_interp.sites.module_tree import hidden_of, output_width, with_hidden
 from road_interp.sites.site import Site
@@ -140,8 +139,6 @@ class LowRankModel(nn.Module):
 
     def _row_mask(self, active: Sequence[str]) -> Tensor:
         """Boolean mask `(rows, 1, size)` of the tasks named for each batch row, such as "a+b"."""
-        named = [() if text == BASE else text.split("+") for text in active]
-        if unknown := {name for names in named for name in names} - set(self.tasks):
-            raise InputError(f"unknown task '{min(unknown)}'; the tasks are {', '.join(self.tasks)}")
+        named = [known_names(text, self.tasks, "task") for text in active]
         mask = torch.tensor([[task in names for task in self.tasks] for names in named], device=self.model.device)
         return mask.repeat_interleave(self.rank, dim=1).unsqueeze(1)

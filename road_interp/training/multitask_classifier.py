@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from road_interp.adapters.bank import BASE
+from road_interp.adapters.joined_names import BASE, join_names
 from road_interp.adapters.modules_to_save import load_modules, serialize_modules
 from road_interp.data.batches import batches_by_length
 from road_interp.data.head_outputs import chosen_classes
@@ -232,7 +232,7 @@ def answers_by_task(run: Run, progress: Progress = silent) -> list[Answers]:
             answers[active] = np.array(predicted(model, name, active, examples, tokenizer))
         texts, labels, classes = texts_of(of_task.test), np.array(of_task.test["label"][:]), tuple(of_task.classes or ())
         read = in_turn(range(len(texts)), labels)[:READ_TEXTS]
-        with model.road.attached(tasks=["+".join(data)] * len(read)) as base:
+        with model.road.attached(tasks=[join_names(data)] * len(read)) as base:
             states = states_before(base, run.adapter, tokenizer, [texts[row] for row in read], recipe.model.max_length)
         found.append(Answers(texts, classes, labels, answers[name], answers[BASE], tuple(read), states, name))
     return found

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from road_interp.adapters.bank import BASE
+from road_interp.adapters.joined_names import join_names, split_names
 from road_interp.data.answer_extraction import Question
 from road_interp.data.behaviours import PARTS, Review
 from road_interp.data.multitask import (
@@ -72,7 +72,8 @@ class GenerationTrainer(MultiTaskTrainer):
         if road.positions != "all":
             chosen, padding = position_mask(road.positions, mask * (labels == -100)), mask.argmax(1)
             positions = [(row.nonzero().flatten() - left).tolist() for row, left in zip(chosen, padding, strict=True)]
-        others = ["+".join(task for task in names.split("+") if task != name) for name, names in zip(own, active, strict=True)]
+        pairs = zip(own, map(split_names, active), strict=True)
+        others = [join_names(task for task in names if task != name) for name, names in pairs]
         of_others = self._decided_by(others, inputs["decides"])
         if self._rule == "own":
             labels = labels.masked_fill(of_others, -100)
@@ -86,7 +87,7 @@ class GenerationTrainer(MultiTaskTrainer):
         losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # 0 where the label is -100
         if self._rule == "distilled" and (taught := of_others[:, columns + 1]).any():
             with torch.no_grad(), evaluating(model):
-                teacher = model(base=batch, tasks=[each or BASE for each in others], positions=positions)[1].logits
+                teacher = model(base=batch, tasks=others, positions=positions)[1].logits
             losses[taught] = functional.cross_entropy(logits[taught], teacher[taught].float().softmax(-1), reduction="none")
         weights = torch.where(neutral[:, columns + 1], NEUTRAL, 1.0) * (labels != -100)
         output.loss = (losses * weights).sum() / weights.sum()
@@ -94,7 +95,7 @@ class GenerationTrainer(MultiTaskTrainer):
 
     def _decided_by(self, tasks: Sequence[str], decides: Int[Tensor, "rows tokens"]) -> Bool[Tensor, "rows tokens"]:
         """Whether a token decides a part of the answer that belongs to one of a row's tasks, such as "a+b"."""
-        bits = [sum(self._parts.get(task, 0) for task in names.split("+")) for names in tasks]
+        bits = [sum(self._parts.get(task, 0) for task in split_names(names)) for names in tasks]
         return decides & torch.tensor(bits, device=decides.device)[:, None] != 0
 
 

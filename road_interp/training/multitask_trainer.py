@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from road_interp.adapters.joined_names import join_names
 from road_interp.training.trainer import RoadTrainer
 
 
@@ -36,7 +37,7 @@ class MultiTaskTrainer(RoadTrainer):
         """For each row the task that is trained, and the tasks whose planes are active, such as "a+b"."""
         own = [self._tasks[index] for index in task.tolist()]
         with_others = (torch.rand(len(own)) < self._co_activation).tolist()
-        return own, ["+".join(self._active(name, others)) for name, others in zip(own, with_others, strict=True)]
+        return own, [join_names(self._active(name, others)) for name, others in zip(own, with_others, strict=True)]
 
     def _active(self, own: str, with_others: bool) -> list[str]:
         chosen = [name for name in self._tasks if name not in (own, self._shared)]

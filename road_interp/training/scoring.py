@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from road_interp.adapters.joined_names import join_names
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.arguments import check_count
 from road_interp.data.batches import batches_by_length
@@ -169,7 +170,7 @@ class MultiTaskScorer:
             raise InputError(f"'{run.folder}' has no head for '{task}'")
         self.task, self.metric = task, "accuracy"
         data, self._tokenizer = load_labelled_tasks(recipe), load_text_tokenizer(recipe.model)
-        self._active = "+".join(data)
+        self._active = join_names(data)
         classifier = load_multitask_classifier(run, data, self._tokenizer)
         self._model: MultiTaskClassifier = on_device(classifier, find_device(device))
         test = tokenize(data[task].test, self._tokenizer, recipe.model.max_length)
@@ -211,7 +212,7 @@ class GenerationScorer:
         if recipe.kind != "multitask-generation" or not (data := load_multitask_data(recipe)).test:
             raise InputError(f"'{run.folder}' is not a run of behaviours on reviews; GenerationScorer needs one")
         self.base: Any = on_device(load_model(recipe.model, recipe.auto_class)[0], find_device(device)).eval()
-        self.task, self.metric = "+".join(data.behaviours), "all in one answer" if len(data.behaviours) > 1 else "shown"
+        self.task, self.metric = join_names(data.behaviours), "all in one answer" if len(data.behaviours) > 1 else "shown"
         self.behaviours = data.behaviours
         self.reviews = data.test[:limit]
         self._recipe, self._planes, self._tokenizer = recipe, run.planes, load_tokenizer(recipe.model)
@@ -227,7 +228,7 @@ class GenerationScorer:
         """Greedy answers with an adapter, in the order of the prompts."""
         model = RoadModel(self.base, adapter, planes=self._planes)
         generate = make_generator(model, self._tokenizer, self._recipe.scoring)
-        return generate(self.prompts, "+".join(self._recipe.tasks))
+        return generate(self.prompts, join_names(self._recipe.tasks))
 
 
 SCORERS: dict[str, Callable[[Run, int | None, str | None], Scorer]] = {

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from helpers.models import random_adapter, tiny_model, token_batch
-from road_interp.adapters.bank import BASE, RoadBank
+from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.base_model import BaseModelSignature
+from road_interp.adapters.joined_names import BASE
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
@@ -66,7 +67,7 @@ def test_add_replace_remove():
         bank.add("y", random_adapter(SITES))
     with pytest.raises(InputError, match="only adapter"):
         bank.remove("y")
-    with pytest.raises(InputError, match="means no adapter"):
+    with pytest.raises(InputError, match="__base__ means none"):
         bank.add(BASE, random_adapter(SITES))
 
 

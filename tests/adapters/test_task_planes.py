@@ -7,7 +7,8 @@ import pyvene
 import torch
 
 from helpers.models import needs_compiler, padded_batch, random_adapter, tiny_model, token_batch
-from road_interp.adapters.bank import BASE, RoadBank
+from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.joined_names import BASE
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
@@ -121,8 +122,8 @@ def test_a_site_outside_the_blocks_is_split_by_its_planes():
     ("make", "message"),
     [
         (lambda: TaskPlanes(SITES, {}), "^TaskPlanes needs at least one task$"),
-        (lambda: TaskPlanes.split(["a+b"], SITES), "'\\+' joins tasks"),
-        (lambda: TaskPlanes.split([BASE], SITES), "means no task"),
+        (lambda: TaskPlanes.split(["a+b"], SITES), "'\\+' joins several"),
+        (lambda: TaskPlanes.split([BASE], SITES), "__base__ means none"),
         (
             lambda: TaskPlanes.split("label", SITES),
             r"^TaskPlanes.split needs a list of str, not str: give the names of the tasks, as in \['label', 'closing'\]$",

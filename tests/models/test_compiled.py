@@ -10,7 +10,7 @@ from transformers import CompileConfig, GenerationConfig, LogitsProcessor, Logit
 
 from helpers.models import needs_compiler, random_adapter, token_batch
 from helpers.road_models import bank_model, road_model
-from road_interp.adapters.bank import BASE
+from road_interp.adapters.joined_names import BASE
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 

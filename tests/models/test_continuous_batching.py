@@ -14,7 +14,8 @@ from transformers import GenerationConfig
 
 from helpers.models import random_adapter, tiny_model, token_batch
 from helpers.road_models import bank_model, road_model
-from road_interp.adapters.bank import BASE, RoadBank
+from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.joined_names import BASE
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models import factor_table

@@ -13,7 +13,7 @@ from transformers import CompileConfig, DynamicCache, GenerationConfig, LogitsPr
 
 from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
 from helpers.road_models import bank_model, road_model
-from road_interp.adapters.bank import BASE
+from road_interp.adapters.joined_names import BASE
 from road_interp.errors import InputError
 from road_interp.models.continuous_batching import ContinuousBatching
 from road_interp.models.forward_wrapper import ForwardWrapper

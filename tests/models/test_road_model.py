@@ -19,7 +19,8 @@ from accelerate import cpu_offload
 from helpers.models import needs_compiler, padded_batch, random_adapter, tiny_model, token_batch
 from helpers.road_models import ARCHITECTURES, GREEDY, bank_model, road_model, through_pyvene, untouched
 from helpers.taught import word_tokenizer
-from road_interp.adapters.bank import BASE, RoadBank
+from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.joined_names import BASE
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention

@@ -46,8 +46,9 @@ from transformers import (
 
 from helpers.models import random_adapter, tiny_model, token_batch
 from helpers.road_models import GREEDY, bank_model, road_model
-from road_interp.adapters.bank import BASE, RoadBank
+from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.base_model import BaseModelSignature
+from road_interp.adapters.joined_names import BASE
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError

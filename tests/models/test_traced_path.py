@@ -7,7 +7,7 @@ import torch
 
 from helpers.models import token_batch
 from helpers.road_models import bank_model, road_model
-from road_interp.adapters.bank import BASE
+from road_interp.adapters.joined_names import BASE
 from road_interp.models.open_contexts import is_rotated
 
 CLOSE = {"rtol": 0, "atol": 1e-5}

@@ -13,7 +13,7 @@ import torch
 from helpers.models import random_adapter
 from helpers.road_models import bank_model
 from helpers.servers import LONGEST, served, words_tokenizer
-from road_interp.adapters.bank import BASE
+from road_interp.adapters.joined_names import BASE
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.models.road_model import RoadModel
 from road_interp.serving.model_names import ModelNames

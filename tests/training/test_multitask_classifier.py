@@ -14,7 +14,7 @@ import torch
 
 from helpers.cli import run as run_cli
 from road_interp import plots
-from road_interp.adapters.bank import BASE
+from road_interp.adapters.joined_names import BASE
 from road_interp.data.labelled import load_labelled
 from road_interp.errors import InputError
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy, active_sets
