@@ -375,9 +375,8 @@ def disentangle_of(seeds: Sequence[VariablesComparison], method: str, other: str
 
 
 def losses_of(seeds: Sequence[VariablesComparison], method: str) -> list[float]:
-    """The loss of the last tenth of steps (nats) of every seed, at the rate that validation chose; none if nothing is trained."""
-    tried = [[trial for trial in one.trials if trial.method == method] for one in seeds]
-    return [max(of_seed, key=lambda trial: (trial.validation, -trial.rate)).loss for of_seed in tried if of_seed]
+    """The loss of the last tenth of steps (nats) of every interchange that was tested; none if nothing is trained."""
+    return [trial.loss for one in seeds for trial in one.trials if trial.method == method and trial.rate == one.of(method).rate]
 
 
 def parts_of(seeds: Sequence[VariablesComparison], method: str) -> str:

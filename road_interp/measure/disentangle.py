@@ -12,7 +12,7 @@ from jaxtyping import Float
 from road_interp.arguments import check_argument, checked_reports
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
-from road_interp.measure.frozen_states import SPLITS, Features, SplitFeatures
+from road_interp.measure.frozen_states import SPLITS, Features, SplitFeatures, random_basis
 from road_interp.measure.intervals import joined_seeds, mean_over_seeds
 from road_interp.measure.linear_probe import fit_probe
 from road_interp.measure.two_layer_classifier import ARMS, FULL, MAGNITUDE, RANDOM, train_arm
@@ -165,17 +165,22 @@ def _correlation(means: Float[np.ndarray, "moments columns"]) -> Float[np.ndarra
 
 
 def probe_inputs(features: Features) -> dict[str, Float[np.ndarray, "texts numbers"]]:
-    """Inputs of the probes: states, directions, and magnitudes as one number or several."""
+    """Inputs of the probes: states, directions, and magnitudes as one number or several.
+
+    As many random directions of the state as there are norms are the control of their number.
+    """
     norm = np.linalg.norm(features.states, axis=1, keepdims=True)
     unit = features.states / np.maximum(norm, 1e-12)
     chunks = features.chunk_norms.reshape(len(unit), -1)
     of_state = features.states.reshape(len(unit), features.chunk_norms.shape[2], -1)
     shares = features.chunk_norms / np.maximum(features.norms, 1e-12)[:, :, None]
+    directions = random_basis(features.states.shape[1])[:, : features.norms.shape[1]].numpy()
     return {
         "states": features.states,
         "unit states": unit,
         "norm": norm,
         "norms at all read points": features.norms,
+        "as many random directions": features.states @ directions,
         "chunk norms at the last block": np.linalg.norm(of_state, axis=2),
         "chunk norms at all read points": chunks,
         "chunk norms over the whole norm": shares.reshape(len(unit), -1),

@@ -106,7 +106,7 @@ def read_features(
             read = [select_states(each.float(), mask, token)[0] for each in read_states(base, points, batch)]
         if (width := read[-1].shape[1]) % heads:
             raise InputError(f"states of width {width} do not divide into {heads} heads")
-        basis = _random_basis(width).to(read[-1])
+        basis = random_basis(width).to(read[-1])
         norms.append(_chunk_norms(read, heads))
         random_norms.append(_chunk_norms([each @ basis for each in read], heads))
         states.append(read[-1 - before_norm].cpu().numpy())
@@ -124,6 +124,6 @@ def _chunk_norms(states: Sequence[Float[Tensor, "texts width"]], heads: int) -> 
 
 
 @cache
-def _random_basis(width: int) -> Float[Tensor, "width width"]:
+def random_basis(width: int) -> Float[Tensor, "width width"]:
     """An orthonormal basis, always the same for a width."""
     return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0)))[0]

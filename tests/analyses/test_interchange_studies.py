@@ -207,6 +207,12 @@ def test_differences_have_the_interval_of_other_trainings_too(known):
         next(trial.loss for trial in one.trials if (trial.method, trial.rate) == ("deep RoAd", 0.1)) for one in found
     ]
     assert script["losses_of"](found, "full swap") == []
+    tied = VariablesComparison.load(
+        RESULTS / "variables/smollm2_city_16/seed-0.json"
+    )  # whose rates validate alike but for rounding
+    assert script["losses_of"]([tied], "deep RoAd") == [
+        next(trial.loss for trial in tied.trials if (trial.method, trial.rate) == ("deep RoAd", 0.02))
+    ]
 
 
 def test_every_rotation_is_compared_with_multi_task_das(known):

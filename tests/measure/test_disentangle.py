@@ -17,6 +17,7 @@ from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
 from road_interp.measure import DisentangleReport, Features, disentangle, read_features, two_layer_classifier
 from road_interp.measure.disentangle import CONSTANT, probe_inputs
+from road_interp.measure.frozen_states import random_basis
 from road_interp.measure.intervals import mean_over_seeds, wilson
 from road_interp.measure.two_layer_classifier import ARMS, TwoLayerClassifier, train_arm
 from road_interp.models.hidden_states import find_read_points, read_states
@@ -119,6 +120,7 @@ def test_the_outcomes_say_what_was_seen_and_chosen(direction):
         "unit states": 8,
         "norm": 1,
         "norms at all read points": 1,
+        "as many random directions": 1,
         "chunk norms at the last block": 2,
         "chunk norms at all read points": 2,
         "chunk norms over the whole norm": 2,
@@ -257,6 +259,10 @@ def test_features_of_bert_are_read_before_its_norms_too():
     assert (before.place, found.place) == ("block 1, before its LayerNorm", "block 1")
     np.testing.assert_allclose(before.states, read_states(model, places[2:3], token_batch(6))[0][:, 0], rtol=1e-5)
     np.testing.assert_array_equal(before.chunk_norms, found.chunk_norms)
+    directions = probe_inputs(found)["as many random directions"]  # orthonormal: no longer than the states, not their neurons
+    assert directions.shape == found.norms.shape
+    assert np.all(np.linalg.norm(directions, axis=1) < np.linalg.norm(found.states, axis=1))
+    np.testing.assert_allclose(found.states @ random_basis(found.states.shape[1]).numpy()[:, :4], directions, rtol=1e-4)
     for each, column in ((found, 3), (before, 2)):  # chunk norms are of the states that were read, in both cases
         np.testing.assert_allclose(probe_inputs(each)["chunk norms at the last block"], each.chunk_norms[:, column], rtol=1e-4)
 
@@ -393,7 +399,7 @@ def test_the_study_is_drawn(direction):
     assert ticks[-1] == "unit states and all norms (11)"
     arms, probes = (container.lines[0] for container in ax.containers)
     assert arms.get_xdata().tolist() == [direction.score(arm)[0] for arm in ARMS]
-    assert probes.get_ydata().tolist() == list(range(4, 13))
+    assert probes.get_ydata().tolist() == list(range(4, 14))
     assert arms.get_color() != probes.get_color()
     (dashed,) = [line for line in ax.lines if line.get_linestyle() == "--"]
     assert dashed.get_xdata()[0] == direction.chance
