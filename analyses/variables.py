@@ -119,6 +119,12 @@ CHOSEN: Mapping[tuple[str, str], Mapping[str, float]] = {  # by model and entiti
         MASKED_BASIS: 1e-1,
         "masked RoAd planes": 3e-3,
     },
+    (GEMMA, "physical_object"): {
+        STACKED: 1e-1,
+        DEEP: 2e-2,
+        SHARED: 3e-3,
+        SEPARATE: 3e-3,
+    },
 }
 
 
