@@ -98,6 +98,33 @@ def check_generation(model: PreTrainedModel, inputs: Mapping[str, Any], by_row: 
         )
 
 
+def check_passes(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
+    """Raise InputError for settings with which pyvene's unit_locations would be other tokens.
+
+    It takes the first pass for the prompt, and tokens of every later one for those of a generated token.
+
+    Args:
+        inputs: all arguments of `generate`, by name.
+    """
+    known = {"use_cache": (None, True), "prefill_chunk_size": (None,), "prompt_lookup_num_tokens": (None,)}
+    found = {name: generation_setting(model, inputs, name) for name in known}
+    other = {name: value for name, value in found.items() if value not in known[name]}
+    if inputs.get("assistant_model") is not None:
+        other["assistant_model"] = type(inputs["assistant_model"]).__name__
+    if other:
+        name, value = next(iter(other.items()))
+        raise InputError(
+            f"{name}={value} makes passes of several tokens, in which unit_locations of generate would be other ones than the "
+            "prompt's or the generated: leave it out, or use positions"
+        )
+
+
+def copies_of_rows(model: PreTrainedModel, inputs: Mapping[str, Any]) -> int:
+    """How many rows of every pass `generate` makes of one row of the batch: its beams, or else its sequences."""
+    beams, sequences = (generation_setting(model, inputs, name) or 1 for name in ("num_beams", "num_return_sequences"))
+    return int(beams if beams > 1 else sequences)
+
+
 def _moves_rows(model: PreTrainedModel, inputs: Mapping[str, Any]) -> str | None:
     """A setting with which the rows that Whisper goes on with fill the places of those that it has dropped; None without one."""
     for name in ("num_beams", "num_return_sequences"):

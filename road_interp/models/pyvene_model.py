@@ -145,6 +145,13 @@ class PyveneModel(pyvene.IntervenableModel):
         return super()._gather_intervention_output(output, key, _of_beams(unit_locations, output))
 
     def _scatter_intervention_output(self, output: Any, rotated: Any, key: str, unit_locations: Any) -> Any:
+        """As pyvene's. Raises InputError where locations of a generated token are looked up among several tokens."""
+        if unit_locations is not None and self._is_generation and not self._intervene_on_prompt:
+            count = hidden_of(output).shape[1]
+            if count != 1:
+                raise InputError(
+                    f"unit_locations are those of one generated token, but generate computed {count} in one pass: use positions"
+                )
         return super()._scatter_intervention_output(output, rotated, key, _of_beams(unit_locations, output))
 
     def _intervention_getter(self, *args: Any, **kwargs: Any) -> Any:

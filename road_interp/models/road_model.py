@@ -34,7 +34,13 @@ from road_interp.models.coefficients import BankMaps, Rotations
 from road_interp.models.compatibility import check_made_for, check_without_peft, warn_of_other_weights
 from road_interp.models.continuous_batching import ContinuousBatching, Prompt, check_prompts
 from road_interp.models.forward_wrapper import CallScope, Wrappers
-from road_interp.models.generate_arguments import check_generation, compiles_generation, complete_config
+from road_interp.models.generate_arguments import (
+    check_generation,
+    check_passes,
+    compiles_generation,
+    complete_config,
+    copies_of_rows,
+)
 from road_interp.models.gradient_checkpointing import checkpoints_gradients
 from road_interp.models.head_inputs import contiguous_head_inputs
 from road_interp.models.intervention import RoadIntervention, pyvene
@@ -255,6 +261,11 @@ class RoadModel(PyveneModel):
                         "generate with pyvene's arguments and without unit_locations rotates the generated tokens only: give "
                         "unit_locations={'base': 0} if that is meant, or intervene_on_prompt=True for every token"
                     )
+                if unit_locations is not None:
+                    check_passes(self.model, inputs)
+                if subspaces is not None:
+                    copies = copies_of_rows(self.model, inputs)
+                    subspaces = [rows and [row for row in rows for _ in range(copies)] for rows in subspaces]
                 return super().generate(
                     base, sources, unit_locations, source_representations, intervene_on_prompt, subspaces,
                     output_original_output, intervention_additional_kwargs, **kwargs,

@@ -251,11 +251,21 @@ class RotationContext:
         """Raise InputError for sites whose outputs do not have the rows of the batch on their first axis."""
         if self._in_experts is not None:
             raise InputError(IN_EXPERTS.format(self._in_experts))
+        if self._of_distances is not None:
+            raise InputError(
+                f"site '{self._of_distances}': its module computes embeddings of distances, too, which belong to no row; only "
+                "one adapter, task or strength for all rows works there"
+            )
         check_media(self._model, self._outside_text, inputs)
 
     @cached_property
     def _in_experts(self) -> str | None:
         return site_in_experts(self._model, self._coefficients.sites)
+
+    @cached_property
+    def _of_distances(self) -> str | None:
+        """A site whose module is called on embeddings of distances, too."""
+        return next((site.name for site in self._coefficients.sites if self._projects_distances(site)), None)
 
     @cached_property
     def _outside_text(self) -> str | None:

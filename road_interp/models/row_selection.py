@@ -13,7 +13,7 @@ from torch import Tensor
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.joined_names import BASE, split_names
 from road_interp.adapters.task_planes import TaskPlanes
-from road_interp.errors import InputError
+from road_interp.errors import InputError, shown
 from road_interp.models.coefficients import BankMaps, Coefficients, Masks, Rotations
 from road_interp.models.row_arguments import RowArguments, Strengths, numbers_of
 from road_interp.models.token_selection import given_rows
@@ -151,13 +151,18 @@ def _of_adapters(
 ) -> Strengths:
     """The strength of one of the adapters of every row, by its name; strengths of tasks stay as they are.
 
-    Raises InputError for names that are neither adapters of their row nor tasks, and for one that is both.
+    Raises InputError for names that are neither adapters of their row nor tasks, for one that is both, and for both in one row.
     """
     powers: list[float | Mapping[str, float]] = []
     for strength, row, name in zip(strengths, rows, names, strict=True):
         unknown = set(strength) - set(row) if isinstance(strength, Mapping) else set()
         if isinstance(strength, Mapping) and planes is not None and (both := {*strength} & {*row} & {*planes.tasks}):
             raise InputError(f"strengths: '{min(both)}' is an adapter of its row and a task: give one of them another name")
+        if isinstance(strength, Mapping) and unknown and (adapters := {*strength} & {*row}):
+            raise InputError(
+                f"strengths {shown(strength)}: '{min(adapters)}' is an adapter of its row and '{min(unknown)}' is none: name "
+                "adapters or tasks, not both"
+            )
         if not isinstance(strength, Mapping) or (unknown and planes is not None):
             powers.append(strength)
         elif unknown:

@@ -15,6 +15,7 @@ from transformers import Cache, PreTrainedModel
 from road_interp.errors import InputError
 from road_interp.models.generate_arguments import generation_setting
 from road_interp.rotation import plane_maps
+from road_interp.sites.module_tree import text_config
 from road_interp.sites.positions import Positions, position_mask
 
 TOKEN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")  # the inputs whose first two axes are rows and tokens
@@ -107,7 +108,9 @@ def select_tokens(
                 "the prompt are not known; give the whole prompt with an empty cache"
             )
         prompt = inputs.get("attention_mask")
-        if rotates and prompt is not None:
+        if rotates and prompt is None:
+            _check_no_padding(model, positions, states)
+        elif rotates:
             _check_mask(positions, prompt, batch, length)
         prompt = torch.ones((batch, length), device=states.device) if prompt is None else prompt
     else:
@@ -126,6 +129,16 @@ def _check_mask(positions: Positions, mask: Any, batch: int, length: int) -> Non
         given = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"the type {type(mask).__name__}"
         raise InputError(
             f"attention_mask has {given}; positions {positions!r} need ({batch}, {length}), one entry per token of every row"
+        )
+
+
+def _check_no_padding(model: PreTrainedModel, positions: Positions, tokens: Tensor) -> None:
+    """Raise InputError for token ids without a mask that hold the padding token: positions would count it."""
+    padding = getattr(text_config(model), "pad_token_id", None)
+    if padding is not None and not tokens.is_floating_point() and bool((tokens == padding).any()):
+        raise InputError(
+            f"positions {positions!r} do not count padding, and the inputs hold the padding token {padding} without an "
+            "attention_mask that tells it from text: give the attention_mask"
         )
 
 

@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import Cache, PreTrainedModel
 
 from road_interp.errors import InputError, first_line
 from road_interp.sites.module_tree import FAILURES, Hooks, hidden_of, hooked, is_in_attention, linears_of, run_on_dummy
 from road_interp.sites.site import OutputSlice
+
+ZERO = 1e-7  # of the largest gradient of a block
 
 
 def slice_of_role(roles: str, letter: str, path: str) -> OutputSlice:
@@ -52,7 +55,7 @@ def attention_roles(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[d
         largest = max((gradient.sum(0).max().item() for gradient in same.values()), default=0.0)
         roles: dict[str, str] = {}
         for kind, gradient in same.items():
-            content = gradient.sum(0) > 1e-4 * largest
+            content = gradient.sum(0) > ZERO * largest
             is_key = different[kind][0] > 0
             letters = ("v" if c else "k" if k else "q" for c, k in zip(content.tolist(), is_key.tolist(), strict=True))
             roles[kind] = "".join(letters)
@@ -99,6 +102,16 @@ def _probe(block: nn.Module) -> nn.Module:
     return probe
 
 
+class _SoftmaxInFloat64(TorchFunctionMode):
+    """Eager attention asks for a softmax in fp32, whose rounding would be a gradient at queries and keys."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        options = kwargs or {}
+        if options.get("dtype") is torch.float32 and getattr(func, "__name__", "") == "softmax":
+            options = {**options, "dtype": torch.float64}
+        return func(*args, **options)
+
+
 def _gradients(
     block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], replace_states: Callable[[Tensor], Tensor], positions: slice
 ) -> dict[str, Tensor]:
@@ -124,7 +137,8 @@ def _gradients(
         return keep
 
     linears = [(kind, module) for kind, module in linears_of(block) if is_in_attention(block, kind)]
-    with hooked([(module.register_forward_hook, capture(kind), {}) for kind, module in linears]), torch.enable_grad():
+    hooks: Hooks = [(module.register_forward_hook, capture(kind), {}) for kind, module in linears]
+    with hooked(hooks), torch.enable_grad(), _SoftmaxInFloat64():
         given = {key: value if "position" in key else replaced(value) for key, value in kwargs.items()}
         output = hidden_of(block(*map(replaced, args), **given))
         weights = torch.randn(4, output.shape[-1], generator=torch.Generator().manual_seed(1)).to(output)

@@ -29,9 +29,11 @@ from road_interp.sites.module_tree import (
     linears_of,
     mixes_tokens,
     never_called,
+    other_linear,
     output_width,
     output_widths,
     refuse_never_called,
+    text_config,
 )
 from road_interp.sites.site import Site
 
@@ -72,13 +74,14 @@ def find_sites(
         check_argument("find_sites", stack, str, "the path of a block stack, such as 'encoder.block'")
         _select_stack(model, stack)
     entries = [target_modules] if isinstance(target_modules, str | Site) else list(target_modules)
+    layers = [*layers] if isinstance(layers, Iterator) else layers
     found: dict[str, Site] = {}
     for entry in entries:
         check_argument("find_sites", entry, (str, Site), "presets, regular expressions or sites")
         if isinstance(entry, Site):
             selected: Iterable[Site] = [entry]
         elif entry in PRESETS:
-            selected = tuple(_preset_sites(model, entry, stack))
+            selected = tuple(_preset_sites(model, entry, layers, stack))
         else:
             selected = _pattern_sites(model, entry, stack)
         found |= {site.name: site for site in selected}
@@ -90,8 +93,8 @@ def find_sites(
     if both := [site.module for site in sites if site.output_slice is None and site.module in sliced]:
         raise InputError(f"'{both[0]}' and a slice of it are both sites, and would be rotated twice: choose one of them")
     if not sites:
-        where = f"in layers {layers!r}" if stack is None else f"in layers {layers!r} of {stack}"
-        raise InputError(f"no site of {type(model).__name__} matches {target_modules!r} {where}")
+        where = f"{'' if layers is None else f' in layers {layers!r}'}{'' if stack is None else f' of {stack}'}"
+        raise InputError(f"no site of {type(model).__name__} matches {target_modules!r}{where}")
     return in_module_order(sites, model)
 
 
@@ -102,7 +105,8 @@ def _in_layers(sites: list[Site], layers: Layers, stacks: dict[str, nn.ModuleLis
     paths = [stack] if stack is not None else [*stacks] if len(stacks) == 1 else paths
     deepest = max((layer for layer in layer_of.values() if layer is not None), default=-1)
     depth = max((len(stacks[path]) for path in paths), default=1 + deepest)
-    layers = [*layers] if isinstance(layers, Iterator) else layers
+    if not depth:
+        raise InputError("layers cannot be counted: the model has no list of blocks as long as its number of layers")
     wanted = parse_layers(layers, depth)
     counts_from_end = parse_layers(layers, depth + 1) != wanted
     if counts_from_end and len({len(stacks[path]) for path in paths}) > 1:
@@ -146,7 +150,7 @@ def parse_layers(layers: Layers, depth: int) -> set[int]:
     return {int(layer) % depth for layer in wanted}
 
 
-def _preset_sites(model: PreTrainedModel, preset: str, stack: str | None) -> Iterator[Site]:
+def _preset_sites(model: PreTrainedModel, preset: str, layers: Layers, stack: str | None) -> Iterator[Site]:
     name, blocks = _select_stack(model, stack)
     if preset == "block-output":
         paths = [f"{name}.{layer}" for layer in range(len(blocks))]
@@ -154,29 +158,41 @@ def _preset_sites(model: PreTrainedModel, preset: str, stack: str | None) -> Ite
         yield from (Site(path, widths[path], layer, "block-output") for layer, path in enumerate(paths))
         return
     if preset == "attention-qk":
-        yield from _query_key_sites(model, name, blocks)
+        chosen = range(len(blocks)) if layers is None else sorted(parse_layers(layers, len(blocks)))
+        yield from _query_key_sites(model, name, {layer: blocks[layer] for layer in chosen})
         return
     linears = {
         f"{name}.{layer}.{kind}": module for layer, block in enumerate(blocks) for kind, module in _linears_for(preset, block)
     }
-    if preset != "attention":
-        _warn_of_experts(name, blocks, preset)
+    _warn_of_left_out(name, blocks, preset)
     without = never_called(model, linears)
     if linears and len(without) == len(linears):
         raise InputError(f"{type(model).__name__} calls no linear layer of '{preset}': it reads their weights instead")
     widths = linear_widths(model, linears)
-    yield from (Site(path, widths[path], *layer_and_kind(path, [name])) for path in widths if path not in without)
+    if gates := [path for path, width in widths.items() if width == 1]:
+        warnings.warn(f"'{preset}' leaves out '{gates[0]}' and its like: one number has no plane", stacklevel=3)
+    left_out = {*without, *gates}
+    yield from (Site(path, widths[path], *layer_and_kind(path, [name])) for path in widths if path not in left_out)
 
 
-def _warn_of_experts(name: str, blocks: nn.ModuleList, preset: str) -> None:
-    """Warn of the first experts that have no site because their weights are tensors."""
+def _warn_of_left_out(name: str, blocks: nn.ModuleList, preset: str) -> None:
+    """Warn of the first experts whose weights are tensors, and of the first layer of a kind that is not nn.Linear."""
     for layer, block in enumerate(blocks):
-        if (path := experts_in_tensors(block)) is not None:
+        if preset != "attention" and (path := experts_in_tensors(block)) is not None:
             warnings.warn(
                 f"'{preset}' leaves out the experts in '{name}.{layer}.{path}', whose weights are one tensor, not linear layers",
                 stacklevel=4,
             )
-            return
+            break
+    for layer, block in enumerate(blocks):
+        if (path := other_linear(block)) is not None:
+            kind = type(block.get_submodule(path))
+            warnings.warn(
+                f"'{preset}' leaves out '{name}.{layer}.{path}' and its like, which are {kind.__module__}.{kind.__name__}, no "
+                f"linear layers of torch; a pattern such as '{path.rpartition('.')[2]}' selects them",
+                stacklevel=4,
+            )
+            break
 
 
 def _linears_for(preset: str, block: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -261,9 +277,16 @@ def _pattern_sites(model: PreTrainedModel, pattern: str, stack: str | None) -> I
         yield Site(path, width, *layer_and_kind(path, stacks))
 
 
-def _query_key_sites(model: PreTrainedModel, stack: str, blocks: nn.ModuleList) -> Iterator[Site]:
-    for layer, roles in enumerate(attention_roles(model, blocks)):
-        for kind, letters in _beside_each_other(roles).items():
+def _query_key_sites(model: PreTrainedModel, stack: str, blocks: dict[int, nn.Module]) -> Iterator[Site]:
+    """The queries and keys of blocks, by their layer. Linear attention, which has no attention weights, has no sites."""
+    types = dict(enumerate(getattr(text_config(model), "layer_types", None) or ()))
+    blocks = {layer: block for layer, block in blocks.items() if types.get(layer) != "linear_attention"}
+    one_sided: list[str] = []
+    for layer, roles in zip(blocks, attention_roles(model, [*blocks.values()]), strict=True):
+        beside = _beside_each_other(roles)
+        if len(found := {"q", "k"} & {*"".join(beside.values())}) == 1:
+            one_sided.append(f"only the {'queries' if found == {'q'} else 'keys'} of '{stack}.{layer}'")
+        for kind, letters in beside.items():
             path = f"{stack}.{layer}.{kind}"
             if set(letters) in ({"q"}, {"k"}):
                 yield Site(path, len(letters), layer, kind)
@@ -272,6 +295,8 @@ def _query_key_sites(model: PreTrainedModel, stack: str, blocks: nn.ModuleList) 
                 if role[0] in letters:
                     output_slice = slice_of_role(letters, role[0], path)
                     yield Site(f"{path}[{role}]", output_slice.width_in(len(letters)), layer, f"{kind}[{role}]", output_slice)
+    if one_sided:
+        warnings.warn(f"'attention-qk' finds {one_sided[0]}: no linear layer computes the others", stacklevel=4)
 
 
 def _beside_each_other(roles: dict[str, str]) -> dict[str, str]:

@@ -184,6 +184,16 @@ def experts_in_tensors(block: nn.Module) -> str | None:
     return None
 
 
+def other_linear(block: nn.Module) -> str | None:
+    """The path of a layer in a block that is linear by its attributes and not torch's, as of a quantisation; None without one."""
+    inside = tuple(f"{path}." for path, _ in linears_of(block))
+    for path, module in block.named_modules():
+        sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
+        if all(isinstance(size, int) for size in sizes) and not is_linear(module) and not path.startswith(inside):
+            return path
+    return None
+
+
 def _around(block: nn.Module, kind: str) -> nn.Module:
     """The module around a linear of a block, which may be the block."""
     return block.get_submodule(kind.rpartition(".")[0])
@@ -224,15 +234,18 @@ def refuse_shared(model: PreTrainedModel, paths: Iterable[str]) -> None:
 def output_widths(model: PreTrainedModel, paths: list[str]) -> dict[str, int]:
     """Width of the output of the modules at `paths`, from one forward pass on dummy inputs.
 
-    Raises InputError for a module that is not called or returns no hidden states, and for a convolution, whose last axis is not
-    that of its channels.
+    Raises InputError for a module that is not called or returns no hidden states, for one that returns several states by name, as
+    Reformer's blocks do, and for a convolution, whose last axis is not that of its channels.
     """
     for path in paths:
         check_no_convolution(path, model.get_submodule(path))
     widths: dict[str, int] = {}
+    named: dict[str, tuple[str, ...]] = {}
 
     def record(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if fields := getattr(output, "_fields", ()):
+                named[path] = fields
             output = hidden_of(output)
             if isinstance(output, Tensor) and output.ndim >= 2:
                 widths[path] = output.shape[-1]
@@ -242,6 +255,8 @@ def output_widths(model: PreTrainedModel, paths: list[str]) -> dict[str, int]:
     hooks: Hooks = [(model.get_submodule(path).register_forward_hook, record(path), {}) for path in paths]
     with hooked(hooks):
         run_on_dummy(model)
+    for path, fields in named.items():
+        raise InputError(f"'{path}' returns several states by name, {', '.join(fields)}: select linear layers instead")
     for path in paths:
         if path not in widths:
             raise InputError(f"'{path}' returns no hidden states (its output is not a tensor, or the module is not called)")

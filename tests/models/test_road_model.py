@@ -22,6 +22,7 @@ from helpers.taught import word_tokenizer
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.joined_names import BASE
 from road_interp.adapters.road_adapter import RoadAdapter
+from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 from road_interp.models.road_model import RoadModel
@@ -409,6 +410,44 @@ def test_generate_with_subspaces_says_which_tokens():
         model.generate(batch, subspaces=every_plane, **GREEDY)
     everywhere = model.generate(batch, subspaces=every_plane, intervene_on_prompt=True, **GREEDY)[1]
     assert torch.equal(everywhere, model.generate(batch, **GREEDY)[1])
+
+
+@pytest.mark.parametrize(
+    "setting", [{"use_cache": False}, {"prompt_lookup_num_tokens": 2}, {"prefill_chunk_size": 2}, {"assistant_model": "itself"}]
+)
+def test_locations_of_generated_tokens_need_passes_of_one_token(setting):
+    """Without a cache location 0 of every pass is the first token of the prompt, and not the generated one."""
+    model, batch = road_model(target_modules="block-output"), token_batch(1)
+    setting = {name: model.model if value == "itself" else value for name, value in setting.items()}
+    for prompt in ({"unit_locations": {"base": 0}}, {"unit_locations": {"base": 0}, "intervene_on_prompt": True}):
+        with pytest.raises(InputError, match=f"{next(iter(setting))}=.* makes passes of several tokens"):
+            model.generate(batch, **prompt, **setting, **GREEDY)
+    model.model.generation_config.use_cache = False
+    with pytest.raises(InputError, match="use_cache=False makes passes of several tokens"):
+        model.generate(batch, unit_locations={"base": 0}, **GREEDY)
+
+
+def test_several_generated_tokens_in_one_pass_have_no_locations(monkeypatch):
+    """As of a model that ignores use_cache."""
+    model, batch = road_model(target_modules="block-output"), token_batch(1)
+    monkeypatch.setattr("road_interp.models.road_model.check_passes", lambda *given: None)
+    with pytest.raises(InputError, match="unit_locations are those of one generated token, but generate computed 8 in one pass"):
+        model.generate(batch, unit_locations={"base": 0}, use_cache=False, **GREEDY)
+
+
+@pytest.mark.parametrize("copies", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}])
+def test_beams_and_sequences_have_the_subspaces_of_their_row(copies):
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch(2)
+    adapter = random_adapter(find_sites(base, "block-output"), spread=1.0)
+    planes = TaskPlanes.split(["a", "b"], adapter.sites)
+    model = RoadModel(base, adapter, planes=planes)
+    settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, **copies}
+    torch.manual_seed(0)
+    found = model.generate(batch, subspaces=[[[0], [1]]] * len(adapter.sites), intervene_on_prompt=True, **settings)[1]
+    torch.manual_seed(0)
+    assert torch.equal(found, model.generate(batch, tasks=["a", "b"], **settings)[1])
+    torch.manual_seed(0)
+    assert not torch.equal(found, model.generate(batch, tasks=["b", "a"], **settings)[1])
 
 
 def _with_hooks(model, batch, names, tokens, on_prompt, settings):

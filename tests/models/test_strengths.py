@@ -113,6 +113,15 @@ def test_a_name_of_an_adapter_and_a_task_is_ambiguous():
         logits(model, batch, adapter_names=["a"], strengths=[{"a": 0.0}])
 
 
+def test_one_row_names_adapters_or_tasks():
+    base = tiny_model("Llama", "causal-lm")
+    sites = find_sites(base, "block-output")
+    bank = RoadBank({name: random_adapter(sites, seed=1) for name in "ab"})
+    model = RoadModel(base, bank, planes=TaskPlanes.split(["x", "y"], sites))
+    with pytest.raises(InputError, match="'a' is an adapter of its row and 'x' is none: name adapters or tasks, not both"):
+        logits(model, token_batch(1), adapter_names=["a+b"], strengths=[{"a": 0.5, "x": 0.2}])
+
+
 def test_joined_adapters_that_cannot_be():
     model, batch = bank_model(), token_batch(2)
     for options, message in (

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from helpers.models import tiny_model, token_batch
+from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
 from road_interp.errors import InputError
+from road_interp.models.road_model import RoadModel
 from road_interp.models.token_selection import (
     EVERY_TOKEN,
     NO_TOKEN,
@@ -18,6 +19,7 @@ from road_interp.models.token_selection import (
     prompt_mask,
     select_tokens,
 )
+from road_interp.sites.find import find_sites
 
 
 def selected(*tokens, rows=1):
@@ -54,6 +56,20 @@ def test_tokens_behind_a_cache_are_of_an_unknown_prompt():
     assert select_tokens(model, "last", None, one) is NO_TOKEN
     with pytest.raises(InputError, match="the cache holds 3 tokens and the call 2 more, .* the whole prompt with an empty"):
         select_tokens(model, "last", None, two)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_needs_a_mask(side):
+    """Without one, the last token of a shorter row would be padding, which a head that pools before it never reads."""
+    model = tiny_model("Llama", "classifier")
+    model.config.pad_token_id = 2
+    batch = padded_batch((3, 5), side)
+    road = RoadModel(model, random_adapter(find_sites(model, "block-output")), positions="last")
+    rotated = road(batch)[1].logits
+    with pytest.raises(InputError, match="inputs hold the padding token 2 without an attention_mask .*: give the attention_mask"):
+        road({"input_ids": batch["input_ids"]})
+    whole = {"input_ids": batch["input_ids"][1:]}
+    torch.testing.assert_close(road(whole)[1].logits, rotated[1:])
 
 
 def test_a_call_with_other_rows_or_another_mask_is_none_of_the_prompt():

@@ -25,8 +25,12 @@ from transformers import (
     NllbMoeModel,
     Qwen2MoeConfig,
     Qwen2MoeModel,
+    Qwen3NextConfig,
+    Qwen3NextModel,
     RecurrentGemmaConfig,
     RecurrentGemmaModel,
+    ReformerConfig,
+    ReformerModel,
     SwinConfig,
     SwinModel,
     VideoMAEConfig,
@@ -86,6 +90,15 @@ def kinds(architecture, target_modules, **options):
 class TestEveryArchitecture:
     def test_query_and_key(self, architecture):
         assert kinds(architecture, "attention-qk") == QUERY_KEY.get(architecture, ["self_attn.q_proj", "self_attn.k_proj"])
+
+    def test_query_and_key_of_eager_attention(self, architecture):
+        """Its softmax is in fp32, so that gradients at queries are not exactly 0."""
+        model = tiny_model(architecture)
+        model.set_attn_implementation("eager")
+        sdpa, eager = (
+            find_sites(each, "attention-qk", 1, STACKS.get(architecture)) for each in (tiny_model(architecture), model)
+        )
+        assert sdpa == eager
 
     def test_first_feed_forward_layer(self, architecture):
         assert kinds(architecture, "fc1") == FIRST_FEED_FORWARD.get(architecture, ["mlp.gate_proj", "mlp.up_proj"])
@@ -230,7 +243,7 @@ def test_given_sites_are_those_of_the_given_stack():
             find_sites(model, both, layers, stack="nothing")
     with pytest.raises(InputError, match="find_sites needs str, not list: give the path of a block stack"):
         find_sites(model, "mlp", stack=["encoder.block"])
-    with pytest.raises(InputError, match="matches .* in layers None of encoder.block"):
+    with pytest.raises(InputError, match="matches .* of encoder.block$"):
         find_sites(model, decoders, stack="encoder.block")
 
 
@@ -417,16 +430,83 @@ def test_an_adapter_inside_a_network_does_not_part_its_layers():
 def test_experts_that_are_no_linear_layers_are_warned_of(preset):
     experts = {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
     model = Qwen2MoeModel(Qwen2MoeConfig(**HYBRID, **experts, num_hidden_layers=2, mlp_only_layers=[0])).eval()
-    model.layers[1].mlp.shared_expert_gate = nn.Identity()  # its single number is no site
     left_out = rf"'{preset}' leaves out the experts in 'layers.1.mlp.experts', whose weights are one tensor, not linear layers"
     with pytest.warns(UserWarning, match=left_out) as warned:
         sites = find_sites(model, preset)
     assert warned[0].filename == __file__
-    assert not [site for site in sites if ".experts" in site.module]
+    assert not [site for site in sites if ".experts" in site.module or site.module.endswith("shared_expert_gate")]
+    gates = [str(each.message) for each in warned if "shared_expert_gate" in str(each.message)]
+    of_gate = f"'{preset}' leaves out 'layers.1.mlp.shared_expert_gate' and its like: one number has no plane"
+    assert gates == ([] if preset == "fc1" else [of_gate])
+    assert {each.filename for each in warned} == {__file__}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         find_sites(model, "attention")
         find_sites(tiny_model("Llama"), preset)
+
+
+def test_quantised_layers_that_are_not_torchs_are_warned_of():
+    model = tiny_model("Llama")
+    model.layers[1].mlp.gate_proj = LikeLinear(32, 48)
+    left_out = "'mlp' leaves out 'layers.1.mlp.gate_proj' .*LikeLinear, no linear .* a pattern such as 'gate_proj' selects them"
+    with pytest.warns(UserWarning, match=left_out) as warned:
+        sites = find_sites(model, "mlp")
+    assert warned[0].filename == __file__
+    assert [site.kind for site in sites if site.layer == 1] == ["mlp.up_proj", "mlp.down_proj"]
+
+
+class LikeLinear(nn.Module):
+    """What quantisation puts in the place of a linear layer: its sizes without its class."""
+
+    def __init__(self, in_features, out_features):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+
+    def forward(self, states):
+        return states.new_ones((*states.shape[:-1], self.out_features))
+
+
+def test_keys_without_queries_are_warned_of(monkeypatch):
+    """As ConvBERT's, whose queries go into a convolution of values, too."""
+    roles = {"attention.self.query": "v" * 32, "attention.self.key": "k" * 32}
+    monkeypatch.setattr("road_interp.sites.find.attention_roles", lambda model, blocks: iter([roles] * len(blocks)))
+    with pytest.warns(UserWarning, match="'attention-qk' finds only the keys of 'encoder.layer.0': no linear") as warned:
+        sites = find_sites(tiny_model("Bert"), "attention-qk", layers=0)
+    assert (len(warned), warned[0].filename) == (1, __file__)
+    assert [site.kind for site in sites] == ["attention.self.key"]
+
+
+def linear_attention():
+    heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
+    layers = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "head_dim": 8}
+    torch.manual_seed(0)
+    return Qwen3NextModel(Qwen3NextConfig(**HYBRID, **heads, **experts, **layers)).eval()
+
+
+@pytest.mark.parametrize("layers", [None, 1, iter([1])])
+def test_linear_attention_has_no_queries_and_keys(layers):
+    """Its gates are not taken for queries, and layers that were not asked for are not probed."""
+    model = linear_attention()
+    found = [(site.layer, site.kind, site.width) for site in find_sites(model, "attention-qk", layers)]
+    assert found == [(1, "self_attn.q_proj[query]", 32), (1, "self_attn.k_proj", 16)]  # half of q_proj is the gate
+    with pytest.raises(InputError, match="no site of Qwen3NextModel matches 'attention-qk' in layers 0$"):
+        find_sites(model, "attention-qk", 0)
+
+
+def test_blocks_with_two_streams_have_no_single_output():
+    config = ReformerConfig(vocab_size=60, attn_layers=["local"], axial_pos_embds=False, hidden_size=32, is_decoder=False)
+    with pytest.raises(InputError, match="'encoder.layers.0' returns several states by name, .* select linear layers instead"):
+        find_sites(ReformerModel(config).eval(), "block-output")
+
+
+def test_layers_of_a_model_that_shares_one_block():
+    """As ALBERT, which has one group of layers."""
+    model = tiny_model("Bert")
+    model.encoder.layer = nn.ModuleList([model.encoder.layer[0]])
+    assert [site.layer for site in find_sites(model, "attention.self.query")] == [None]
+    with pytest.raises(InputError, match="layers cannot be counted: the model has no list of blocks as long as its number"):
+        find_sites(model, "attention.self.query", layers=1)
 
 
 def test_queries_and_keys_beside_experts_are_found():
