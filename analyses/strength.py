@@ -10,8 +10,9 @@ from pathlib import Path
 from road_interp import plots
 from road_interp.cli.app import main_of
 from road_interp.errors import InputError
+from road_interp.measure.perplexity import answer_perplexity
 from road_interp.measure.strength import StrengthReport, strength
-from road_interp.models.generation import Answer, answer_perplexity
+from road_interp.models.generation import Answer
 from road_interp.models.loading import load_tokenizer
 from road_interp.plots import export
 from road_interp.training.composition_baselines import divided_by_seed

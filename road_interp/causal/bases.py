@@ -30,7 +30,7 @@ class Neurons(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         check_count("causal.Neurons", "the width of the state", width)
-        self.count = width
+        self.count = self.width = width
 
     def forward(self, dtype: torch.dtype) -> Maps:
         """The maps of states in a dtype."""
@@ -56,7 +56,7 @@ class Columns(nn.Module):
             raise InputError(f"causal.Columns needs a matrix of shape (width, count) with no more columns than rows, not {shape}")
         if not trained:
             _check_orthonormal("causal.Columns", weight)
-        self.count, self.trained = weight.shape[1], trained
+        (self.width, self.count), self.trained = weight.shape, trained
         self.weight = nn.Parameter(weight.clone(), requires_grad=trained)
 
     def get_extra_state(self) -> dict[str, bool]:
@@ -98,7 +98,7 @@ class PlaneRotations(nn.Module):
         check_count("causal.PlaneRotations", "the depth", depth)
         if width % 2:
             raise InputError(f"causal.PlaneRotations: a state of width {width} cannot be divided into planes")
-        self.count = width
+        self.count = self.width = width
         self.theta = nn.Parameter(torch.pi * torch.randn(depth, width // 2, generator=torch.Generator().manual_seed(seed)))
 
     def forward(self, dtype: torch.dtype) -> Maps:

@@ -38,7 +38,7 @@ class MaskedInterchange(nn.Module):
         basis: Columns, Neurons or PlaneRotations of `ri.causal`; by default the neurons.
 
     Raises:
-        InputError: no numbers, or the variables need more coordinates than the basis has.
+        InputError: no numbers, a basis of another width, or the variables need more coordinates than it has.
     """
 
     temperatures: ClassVar = (1.0, 0.05)  # of the first and the last step of a training
@@ -59,6 +59,8 @@ class MaskedInterchange(nn.Module):
             kinds = (Neurons, Columns, PlaneRotations)
             check_argument("causal.MaskedInterchange", basis, kinds, "causal.Columns, Neurons or PlaneRotations")
         self.basis = Neurons(width) if basis is None else basis
+        if self.basis.width != width:
+            raise InputError(f"the basis is of states of width {self.basis.width}, the interchange of {width}")
         count: int = self.basis.count
         if variables * coordinates > count:
             raise InputError(f"{variables} variables of {coordinates} coordinates do not fit into the {count} of the basis")

@@ -27,7 +27,7 @@ def slice_of_role(roles: str, letter: str, path: str) -> OutputSlice:
     return OutputSlice(period, start, stop)
 
 
-def attention_roles(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[dict[str, str]]:
+def attention_roles(model: PreTrainedModel, blocks: list[nn.Module]) -> Iterator[dict[str, str]]:
     """For each block and each of its attention linears, one letter per output dimension: q, k, or v for all other dimensions.
 
     If all positions have the same state, the attention weights do not affect the block's output, so its gradient vanishes at
@@ -62,7 +62,7 @@ def attention_roles(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[d
         yield roles
 
 
-def _block_calls(model: PreTrainedModel, blocks: nn.ModuleList) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+def _block_calls(model: PreTrainedModel, blocks: list[nn.Module]) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     """The arguments of every block in one forward pass on dummy inputs, as its copy takes them: see `_as_probed`."""
     calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 

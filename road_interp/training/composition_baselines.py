@@ -22,7 +22,8 @@ from road_interp.data.multitask import Example, format_prompts, load_multitask_d
 from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport, all_sets, composition
 from road_interp.measure.labels import MethodLabel
-from road_interp.models.generation import Answer, GenerateFn, answer_perplexity, greedy_answers, greedy_settings, make_generator
+from road_interp.measure.perplexity import answer_perplexity
+from road_interp.models.generation import Answer, GenerateFn, greedy_answers, greedy_settings, make_generator
 from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import PLAIN, MultiTaskGenerationRecipe, TaskRecipe

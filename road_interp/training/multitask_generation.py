@@ -30,7 +30,8 @@ from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport, composition
 from road_interp.measure.exact_match import ExactMatchReport, exact_match
 from road_interp.measure.labels import MethodLabel
-from road_interp.models.generation import answer_perplexity, make_generator
+from road_interp.measure.perplexity import answer_perplexity
+from road_interp.models.generation import make_generator
 from road_interp.models.loading import check_length, load_model, load_text_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import progress_bar, waiting

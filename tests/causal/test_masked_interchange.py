@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from road_interp.causal.accuracy import interchange_accuracy
-from road_interp.causal.bases import Columns, InBasis
+from road_interp.causal.bases import Columns, InBasis, Neurons
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.variables import measure_variables, train_variables
 from road_interp.errors import InputError
@@ -85,6 +85,8 @@ def test_a_temperature_without_a_gradient_is_refused(mask, temperature):
 def test_masks_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="2 variables of 5 coordinates do not fit into the 9 of the basis"):
         MaskedInterchange(2, 9, 5)
+    with pytest.raises(InputError, match="the basis is of states of width 8, the interchange of 16"):
+        MaskedInterchange(2, 16, 1, Neurons(8))
     with pytest.raises(InputError, match="not str: give causal.Columns, Neurons or PlaneRotations"):
         MaskedInterchange(2, 9, 2, "neurons")
 

@@ -24,7 +24,8 @@ from road_interp.data.multitask import Example, encode_multitask_data, format_pr
 from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport
 from road_interp.measure.drift import drift
-from road_interp.models.generation import Answer, answer_perplexity, greedy_answers, make_generator
+from road_interp.measure.perplexity import answer_perplexity
+from road_interp.models.generation import Answer, greedy_answers, make_generator
 from road_interp.models.hidden_states import text_token
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.progress import silent
