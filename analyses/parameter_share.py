@@ -220,7 +220,10 @@ def describe(found: ParameterShareReport) -> Described:
             rows.append((f"{name} minus full fine-tuning", with_interval(found.difference(slug, full))))
     seeds = sorted({len(trainings) for trainings in found.trainings.values()})
     several = " or ".join(counted(count, "seed") for count in seeds)
-    return f"Accuracy on test texts with 95% intervals over seeds and texts ({several}); differences are paired.", rows
+    sentence = (
+        f"Accuracy on test texts with 95% intervals over texts and, where there are several, seeds ({several}); differences "
+    )
+    return f"{sentence}are paired. SST-2 is a division of GLUE's training phrases.", rows
 
 
 def towards_the_paper(model: str, task: str, method: str) -> tuple[str, ...]:
@@ -269,8 +272,9 @@ STUDY = Study(
     title="Accuracy by the share of trained weights",
     question="What accuracy does each share of trained weights reach, and does it hold at other sizes of model?",
     caveat=(
-        "Small models, of which those of the table are measured; two epochs, and rates chosen on film reviews alone. No margin "
-        "of equivalence was set, and comparisons are not corrected for their number."
+        "Small models, of which those of the table are measured; two epochs (RTE on MPNet four, of pairs cut at 128 tokens, with "
+        "the paper's rate for road_1), and rates chosen on film reviews alone. Rows of one seed have the interval of one "
+        "training's texts. No margin of equivalence was set, and comparisons are not corrected for their number."
     ),
     conditions={
         f"{model}_{task}_{method}": Condition(
