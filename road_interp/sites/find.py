@@ -54,7 +54,7 @@ def find_sites(
             inside the blocks only, without embeddings and heads:
 
             - "all-linear": the output of every linear layer,
-            - "attention-qk": queries and keys, also where one linear computes queries, keys and values,
+            - "attention-qk": queries and keys, also where one linear computes queries, keys and values; not of linear attention,
             - "attention", "mlp": the linears of the attention and of the feed-forward network; mixers as Mamba's are in neither,
             - "fc1": the linears of every feed-forward network except its last (gate and up projection in a gated one),
             - "block-output": the output of each block, which is the residual stream.
