@@ -296,7 +296,7 @@ def _query_key_sites(model: PreTrainedModel, stack: str, blocks: dict[int, nn.Mo
                     output_slice = slice_of_role(letters, role[0], path)
                     yield Site(f"{path}[{role}]", output_slice.width_in(len(letters)), layer, f"{kind}[{role}]", output_slice)
     if one_sided:
-        warnings.warn(f"'attention-qk' finds {one_sided[0]}: no linear layer computes the others", stacklevel=4)
+        warnings.warn(f"'attention-qk' finds {one_sided[0]}: no linear layer computes the others alone", stacklevel=4)
 
 
 def _beside_each_other(roles: dict[str, str]) -> dict[str, str]:
