@@ -366,7 +366,7 @@ def values_of(seeds: Sequence[VariablesComparison], method: str, other: str | No
     if len(seeds) > 1:
         each = [one.of(method).disentangle - (0 if other is None else one.of(other).disentangle) for one in seeds]
         rows.append((f"{name}, by seed", ", ".join(f"{value:.3f}" for value in each)))
-        if other is not None:
+        if other is not None and max(each) - min(each) > 1e-9:  # equal values say nothing about other trainings
             rows.append((f"{name}, over seeds", with_interval(mean_of_seeds(each))))
     return rows
 

@@ -203,6 +203,8 @@ def test_differences_have_the_interval_of_other_trainings_too(known):
     each = [one.of("stacked RoAd").disentangle - one.of("multi-task DAS").disentangle for one in found]
     assert rows[f"{name}, over seeds"] == with_interval(mean_of_seeds(each))
     assert len(script["values_of"](found[:1], "stacked RoAd", "multi-task DAS")) == 1
+    equal = [found[0], replace(found[0], seed=1)]
+    assert f"{name}, over seeds" not in dict(script["values_of"](equal, "stacked RoAd", "multi-task DAS"))
     assert script["losses_of"](found, "deep RoAd") == [
         next(trial.loss for trial in one.trials if (trial.method, trial.rate) == ("deep RoAd", 0.1)) for one in found
     ]
