@@ -64,6 +64,14 @@ def draw(found: DisentangleReport, folder: Path) -> list[Path]:
     return [export.save_figure(plots.disentangle(found), found, folder, f"disentangle-{found.task}{suffix}")]
 
 
+COMPARED = (  # what norms say, beside as many numbers that hold the direction, and beside the states
+    ("as many random directions", "norms at all read points"),
+    ("states", "norms at all read points"),
+    ("states", "chunk norms at all read points"),
+    ("states", "chunk norms in a random basis"),
+)
+
+
 def describe(found: DisentangleReport) -> Described:
     gap = {arm: with_interval(found.gap("full", arm)) for arm in ("angle only", "magnitude only", "random backbone")}
     sentence = (
@@ -72,7 +80,10 @@ def describe(found: DisentangleReport) -> Described:
         "norms have more. A LayerNorm at the end of a block sets the norm of the whole state there; norms of chunks depend on "
         "the direction of the state, also behind it."
     )
-    return sentence, [(each.name, with_interval(found.score(each.name))) for each in found.outcomes]
+    rows = [(each.name, with_interval(found.score(each.name))) for each in found.outcomes]
+    known = {each.name for each in found.outcomes}  # without random directions in results of an earlier version
+    pairs = [(one, other) for one, other in COMPARED if {one, other} <= known]
+    return sentence, [*rows, *((f"{one} minus {other}", with_interval(found.gap(one, other))) for one, other in pairs)]
 
 
 STUDY = Study(

@@ -272,9 +272,9 @@ STUDY = Study(
     title="Accuracy by the share of trained weights",
     question="What accuracy does each share of trained weights reach, and does it hold at other sizes of model?",
     caveat=(
-        "Small models, of which those of the table are measured; two epochs (RTE on MPNet four, of pairs cut at 128 tokens, with "
-        "the paper's rate for road_1), and rates chosen on film reviews alone. Rows of one seed have the interval of one "
-        "training's texts. No margin of equivalence was set, and comparisons are not corrected for their number."
+        "Small models, two epochs, and rates chosen on film reviews alone (RTE on MPNet: four epochs, pairs cut at 128 tokens, "
+        "the paper's rate for road_1). Rows of one seed have the interval of one training's texts, no margin of equivalence was "
+        "set, and comparisons are not corrected for their number."
     ),
     conditions={
         f"{model}_{task}_{method}": Condition(
