@@ -81,9 +81,7 @@ def describe(found: DisentangleReport) -> Described:
         "the direction of the state, also behind it."
     )
     rows = [(each.name, with_interval(found.score(each.name))) for each in found.outcomes]
-    known = {each.name for each in found.outcomes}  # without random directions in results of an earlier version
-    pairs = [(one, other) for one, other in COMPARED if {one, other} <= known]
-    return sentence, [*rows, *((f"{one} minus {other}", with_interval(found.gap(one, other))) for one, other in pairs)]
+    return sentence, [*rows, *((f"{one} minus {other}", with_interval(found.gap(one, other))) for one, other in COMPARED)]
 
 
 STUDY = Study(
