@@ -174,6 +174,9 @@ def describe(found: CompositionStudy) -> Described:
     always, own = (found.reports.get(slug) for slug in ("planes_coact-1", "undivided_own-loss"))
     if always and own:  # whose examples all leave out the other task's tokens
         rows += differences_of(f"{name_of(own)} minus planes, co-activation 1", own, always)
+    one_block, all_blocks = (found.reports.get(f"loreft{place}_coact-0.5") for place in (f"_block-{MIDDLE}", ""))
+    if one_block and all_blocks:
+        rows += differences_of(f"{name_of(one_block)} minus that at 20 blocks", one_block, all_blocks)
     rows += adapters_by_name(found)
     first = next(iter(found.reports.values()))
     sentence = (
