@@ -55,7 +55,7 @@ test-slow: setup
 test-training: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "training and not slow"
 
-# The code of every page of the manual, and the figures of all studies.
+# The code of every page of the manual, and the texts of all studies.
 test-docs: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --maxschedchunk 1 -m docs
 

@@ -111,8 +111,8 @@ def angle_histogram(report: AngleReport, ax: Axes | None = None) -> Axes:
     below = np.zeros(BINS)
     for kind, angles in planes.items():
         counts, _ = np.histogram(angles, edges)
-        ax.bar(places[:-1], counts, np.diff(places), below, align="edge", label=kind)
-        below += counts
+        ax.stairs(below + counts, places, baseline=below, fill=True, label=kind)
+        below = below + counts
     _shape_wedge(ax, limit, below.max())
     number = sum(map(len, planes.values()))
     ax.set_title(f"Number of planes by angle ({report.variant}, {number} planes){_reflections(report)}")

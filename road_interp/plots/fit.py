@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 from textwrap import fill
@@ -176,10 +177,13 @@ def _move_legend(ax: Axes, figure: Figure) -> bool:
     if not handles:  # the legend was given its own
         handles = [handle for handle in legend.legend_handles if handle is not None]
         texts = [text.get_text() for text in legend.get_texts()]
-    for columns in range(len(texts), 0, -1):
+
+    def fits(columns: int) -> bool:
         wide = ax.legend(handles, texts, ncols=columns, handlelength=1.2, columnspacing=1)
-        if wide.get_window_extent().width <= room:
-            break
+        return wide.get_window_extent().width <= room
+
+    columns = bisect_left(range(len(texts)), True, key=lambda fewer: fits(len(texts) - fewer))
+    fits(max(1, len(texts) - columns))
     _anchor_legend(ax, figure)
     return True
 

@@ -15,7 +15,7 @@ import pytest
 from helpers.models import tiny_model, token_batch
 from helpers.studies import script_of
 from road_interp.errors import InputError
-from road_interp.measure import DisentangleReport, DriftStudy
+from road_interp.measure import DisentangleReport, DriftStudy, two_layer_classifier
 from road_interp.measure.two_layer_classifier import ARMS
 from road_interp.training.study import StudyOptions
 from road_interp.training.study_pieces import read_study, run_study
@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
 
 
-def test_disentangle(command, workplace, tmp_path):
+def test_disentangle(command, workplace, tmp_path, monkeypatch):
+    monkeypatch.setattr(two_layer_classifier, "EPOCHS", 10)
     (tmp_path / "mood").mkdir()
     rows = [f"w{n} {mood} w{n + 1},w{n % 7} w1,{mood}" for n in range(19) for mood in ("fine", "poor")] * 2
     (tmp_path / "mood" / "pairs.csv").write_text("\n".join(["one,two,mood", *rows]) + "\n")

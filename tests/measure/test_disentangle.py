@@ -61,21 +61,21 @@ def study(kind, seeds=(0, 1)):
 
 
 @pytest.fixture(scope="module")
-def direction():
+def few_rates():
+    """Fewer learning rates, for what does not depend on their choice."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(two_layer_classifier, "RATES", FEW_RATES)
+        yield
+
+
+@pytest.fixture(scope="module")
+def direction(few_rates):
     return study("direction")
 
 
 @pytest.fixture(scope="module")
-def norm():
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(two_layer_classifier, "RATES", FEW_RATES)
-        return study("norm")
-
-
-@pytest.fixture
-def few_rates(monkeypatch):
-    """Fewer learning rates, for what does not depend on their choice."""
-    monkeypatch.setattr(two_layer_classifier, "RATES", FEW_RATES)
+def norm(few_rates):
+    return study("norm")
 
 
 def test_a_label_in_the_direction_is_seen_by_the_angle_alone(direction):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -154,20 +155,24 @@ def with_angles(*degrees):
 def test_the_histogram_is_as_wide_as_its_angles(largest, limit):
     ax = plots.angle_histogram(with_angles(largest, 0.0))
     assert [ax.get_thetamin(), ax.get_thetamax()] == pytest.approx([-limit, limit])
-    counts = {bars.get_label(): [bar.get_height() for bar in bars] for bars in ax.containers}
-    assert {kind: sum(each) for kind, each in counts.items()} == {"kind 0": 2, "kind 1": 2}
-    at_zero = [bar for bar in ax.containers[1] if bar.get_height()]
-    assert len(at_zero) == 1
-    assert at_zero[0].get_x() == pytest.approx(0, abs=1e-9)
+    first, second = ax.patches
+    assert [(steps.get_label(), np.sum(steps.get_data().values - steps.get_data().baseline)) for steps in (first, second)] == [
+        ("kind 0", 2),
+        ("kind 1", 2),
+    ]
+    tops, edges, below = second.get_data()
+    assert edges[:-1][tops > below] == pytest.approx([0], abs=1e-9)
 
 
 def test_the_histogram_stacks_kinds_as_long_as_there_are_colours(report):
     ax = plots.angle_histogram(report)
-    assert [bars.get_label() for bars in ax.containers] == report.kinds
-    tops = np.sum([[bar.get_height() for bar in bars] for bars in ax.containers], axis=0)
-    last = [bar.get_y() + bar.get_height() for bar in ax.containers[-1]]
-    assert last == pytest.approx(tops)
-    assert [bars.get_label() for bars in plots.angle_histogram(with_angles(*range(9))).containers] == ["all modules"]
+    assert [steps.get_label() for steps in ax.patches] == report.kinds
+    drawn = [steps.get_data() for steps in ax.patches]
+    assert not drawn[0].baseline.any()
+    for lower, upper in pairwise(drawn):
+        assert upper.baseline == pytest.approx(lower.values)
+    assert drawn[-1].values.sum() == sum(len(site.angle) for site in report.sites)
+    assert [steps.get_label() for steps in plots.angle_histogram(with_angles(*range(9))).patches] == ["all modules"]
 
 
 def test_the_histogram_needs_polar_axes(report):
