@@ -237,7 +237,10 @@ class ContinuousBatching:
                 if output.error is not None or output.is_finished():
                     self._forget(request)
                 if output.error is not None:
-                    raise RuntimeError(f"{request} failed: {output.error}")
+                    raise RuntimeError(
+                        f"{request} failed in transformers' continuous batching of {type(self._model).__name__}: {output.error}. "
+                        "It does not run every architecture; generate does"
+                    )
                 yield output
                 if output.is_finished():
                     return

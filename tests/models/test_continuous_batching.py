@@ -461,6 +461,19 @@ def test_what_it_cannot_do_is_an_error():
             collections.deque((engine.result(engine.add([5, 6], "a", max_new_tokens=2)) for _ in range(100)), maxlen=0)
 
 
+def test_a_pass_that_fails_names_the_architecture():
+    model = bank_model()
+
+    def fail(module, args, output):
+        raise AttributeError("'PagedAttentionCache' object has no attribute 'get_seq_length'")
+
+    handle = model.model.model.layers[0].register_forward_hook(fail)
+    message = "request-0 failed in transformers' continuous batching of LlamaForCausalLM: .*get_seq_length'. .*; generate does"
+    with model.continuous_batching(engine_config=engine_config()) as engine, pytest.raises(RuntimeError, match=message):
+        engine.result(engine.add([5, 6], "a", max_new_tokens=2))
+    handle.remove()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
