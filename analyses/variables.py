@@ -508,15 +508,14 @@ VARIABLES_THREE = Study(
     title="Three variables in one state",
     question="Can one rotation hold three variables in disjoint coordinates as well as a trained low-rank subspace does?",
     caveat=(
-        "One model, one block, one type of entity and one seed. Country, Continent and Language of a city depend on each other, "
+        "One model, one block, one type of entity, three seeds. Country, Continent and Language of a city depend on each other, "
         "and the test entities are those of the study with two variables."
     ),
     conditions={"smollm2_city_16": replace(CITIES, overrides=(*CITIES.overrides, *THREE))},
     measure=measure,
     draw=partial(draw, by_method="variables-three"),
     describe=describe,
-    minutes=50,
-    seeds=(0,),
+    minutes=100,
     **COMMON,
 )
 GEMMAS_CITIES = VARIABLES.conditions["gemma-3-270m_city_16"]
