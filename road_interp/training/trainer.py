@@ -76,10 +76,12 @@ class RoadTrainer(Trainer):
             self._stop(f"the loss is {loss.item()}{site and ', '}{site}", self.state.global_step + 1)
         return loss
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
         """Train an epoch. One whose last step is in the checkpoint that is resumed is left out: the Trainer would add a step."""
+        # accelerate does not reach the sampler of several processes below the batches that a resumed epoch skips.
+        self._sampler.set_epoch(epoch)
         if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
+            super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Check the rotations, then log. Raises FloatingPointError for a rotation that is not finite or not invertible."""
@@ -144,7 +146,8 @@ class RoadTrainer(Trainer):
         """Batches of texts of similar length, in an order that depends only on seed and epoch, as resuming requires."""
         data: Any = self.train_dataset if train_dataset is None else train_dataset
         batch = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        return _EpochSampler(batch, lengths=[len(ids) for ids in data["input_ids"]], seed=self.args.seed)
+        self._sampler = _EpochSampler(batch, lengths=[len(ids) for ids in data["input_ids"]], seed=self.args.seed)
+        return self._sampler
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:
         """Evaluation reads examples in order; the Trainer's own sampler would group them by length at random."""

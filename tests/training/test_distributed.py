@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import PartialState
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import Trainer
 
 from helpers.cli import run_two_processes
 from helpers.models import tiny_model
@@ -14,6 +20,7 @@ from road_interp.errors import InputError
 from road_interp.runs.run import Run
 from road_interp.training.api import train
 from road_interp.training.arguments import training_arguments
+from road_interp.training.trainer import RoadTrainer
 
 
 def loss_curve(run):
@@ -50,6 +57,33 @@ def test_two_processes_give_the_result_of_one(workplace, tmp_path, overrides):
         assert together.metrics[split]["accuracy"] == alone.metrics[split]["accuracy"]
         assert together.metrics[split]["loss"] == pytest.approx(alone.metrics[split]["loss"], abs=1e-5)
     assert together.metrics["frozen backbone, trained head"] == alone.metrics["frozen backbone, trained head"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_epoch_that_is_resumed_in_the_middle_has_its_own_order(monkeypatch, processes):
+    def begin(self, train_dataloader, epoch):
+        train_dataloader.set_epoch(epoch)
+        read.append([batch.tolist() for batch in train_dataloader])
+
+    read = []
+    monkeypatch.setattr(Trainer, "_run_epoch", begin)
+    PartialState(cpu=True)
+    trainer = object.__new__(RoadTrainer)
+    trainer.state = SimpleNamespace(global_step=0, max_steps=1)
+    trainer.args = SimpleNamespace(train_batch_size=8 // processes, world_size=processes, gradient_accumulation_steps=1, seed=0)
+
+    def loader():
+        data = Dataset.from_dict({"input_ids": [[5] * (1 + number * 7 % 11) for number in range(48)]})
+        plain = DataLoader(range(48), batch_size=8 // processes, sampler=trainer._get_train_sampler(data))
+        return prepare_data_loader(plain, torch.device("cpu"), processes, 0, put_on_device=False)
+
+    batches = loader()
+    for shown, epoch in ((batches, 0), (batches, 1), (skip_first_batches(loader(), 2), 1)):
+        trainer._run_epoch(train_dataloader=shown, epoch=epoch)
+    first, second, resumed = read
+    assert len(first) == 6
+    assert first != second
+    assert resumed == second[2:]
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(workplace, tmp_path, monkeypatch):
