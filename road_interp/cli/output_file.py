@@ -15,7 +15,8 @@ def check_output_file(path: Path, option: str, read: Iterable[str] = ()) -> None
     """Raise InputError, which names the option, if no file can be written to `path`. Call this before long computations.
 
     Args:
-        read: files that the command reads, or folders of such files, that `path` must not replace; other ids are ignored.
+        read: files that the command reads, or folders of such files, also with a split behind ":", that `path` must not replace;
+            other ids are ignored.
     """
     try:
         is_folder = path.is_dir()
@@ -29,7 +30,8 @@ def check_output_file(path: Path, option: str, read: Iterable[str] = ()) -> None
         raise InputError(f"{option}: '{path}' is no regular file, and would be replaced by one")
     if not path.parent.is_dir():
         raise InputError(f"{option}: the folder '{path.parent}' does not exist")
-    there = [each for each in map(os.path.expanduser, read) if os.path.exists(each)]
+    paths = {path for each in map(os.path.expanduser, read) for path in (each, each.partition(":")[0]) if path}
+    there = [each for each in paths if os.path.exists(each)]
     if path.is_file() and any(path.samefile(each) or path.resolve().parent.samefile(each) for each in there):
         raise InputError(f"{option}: '{path}' is the file that is read, or one of them; choose another name")
 

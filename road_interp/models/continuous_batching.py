@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from road_interp.arguments import check_count, is_whole
 from road_interp.errors import InputError
@@ -53,6 +53,13 @@ def check_prompts(prompts: Sequence[Prompt]) -> None:
         if not isinstance(prompt, str | Sequence | Tensor) or (isinstance(prompt, Tensor) and prompt.ndim != 1):
             kind = f"a tensor of shape {tuple(prompt.shape)}" if isinstance(prompt, Tensor) else type(prompt).__name__
             raise InputError(f"a prompt is a text or a list of token ids, not {kind}")
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The token ids of a text, with special tokens unless it begins with a BOS token of its own, as in a template."""
+    has_bos = bool(tokenizer.bos_token) and prompt.startswith(str(tokenizer.bos_token))
+    ids: list[int] = tokenizer(prompt, add_special_tokens=not has_bos)["input_ids"]
+    return ids
 
 
 @dataclass

@@ -32,7 +32,7 @@ from road_interp.models.call_arguments import (
 )
 from road_interp.models.coefficients import BankMaps, Rotations
 from road_interp.models.compatibility import check_made_for, check_without_peft, warn_of_other_weights
-from road_interp.models.continuous_batching import ContinuousBatching, Prompt, check_prompts
+from road_interp.models.continuous_batching import ContinuousBatching, Prompt, check_prompts, prompt_tokens
 from road_interp.models.forward_wrapper import CallScope, Wrappers
 from road_interp.models.generate_arguments import (
     check_generation,
@@ -324,7 +324,7 @@ class RoadModel(PyveneModel):
         """Generate for prompts of any lengths with transformers' continuous batching, as `generate` does for each prompt alone.
 
         Args:
-            prompts: texts, or lists of token ids.
+            prompts: texts, or lists of token ids; a text that begins with a BOS token of its own gets no second one.
             adapter_names, tasks, strengths: one per prompt, as in `forward`.
             positions: "all", or "prompt" for the tokens of the prompts only.
             max_new_tokens: largest number of generated tokens per prompt; that of the generation config by default.
@@ -347,7 +347,7 @@ class RoadModel(PyveneModel):
         filled = [[None] * len(prompts) if values is None else values for values in (adapter_names, tasks, strengths)]
         if any(isinstance(prompt, str) for prompt in prompts) and tokenizer is None:
             raise InputError("prompts that are texts need tokenizer=; or give token ids")
-        ids = [tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
+        ids = [prompt_tokens(tokenizer, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
         self._check_generates()
         config = complete_config(self.model, generation_config)
         if unknown := config.update(**settings):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from road_interp.errors import InputError
-from road_interp.files import is_dir, is_file, read_json_object
+from road_interp.files import exists, is_dir, is_file, read_json_object
 from road_interp.from_mapping import from_mapping
 from road_interp.recipes.paths import data_ids, leads_from, with_paths
 from road_interp.recipes.schema import TrainableRecipe
@@ -92,7 +92,12 @@ class Origin:
 
 
 def data_digest(identifier: str) -> str | None:
-    """The hash of a local data file, or of names and contents of the files of a local folder; None for anything else."""
+    """The hash of a local data file, or of names and contents of the files of a local folder; None for anything else.
+
+    "folder:split" has the hash of the folder, so that any changed split of it is seen.
+    """
+    if leads_from(Path(), path := os.path.expanduser(identifier)) and not exists(path):
+        identifier = path.partition(":")[0]
     folder = Path(os.path.expanduser(resolve(identifier))) if is_here(identifier) else None
     if folder is None or not is_dir(folder):
         return sha256_of(identifier)

@@ -26,7 +26,7 @@ from transformers.cli.serving.utils import CBGenerateManager, CBWorkerDeadError,
 
 from road_interp.arguments import lone_surrogate
 from road_interp.errors import InputError
-from road_interp.models.continuous_batching import ContinuousBatching
+from road_interp.models.continuous_batching import ContinuousBatching, prompt_tokens
 from road_interp.models.request_adapter import RequestAdapter
 from road_interp.serving.model_names import ModelNames
 
@@ -273,6 +273,22 @@ class TextHandler(_Handler, CompletionHandler):
     """/v1/completions"""
 
     fields = TextBody
+
+    def _validate_request(self, body: dict) -> None:
+        super()._validate_request(body)
+        body["prompt"] = with_one_bos(self.model_manager._served.tokenizer, body["prompt"])  # transformers reads it next
+
+
+def with_one_bos(tokenizer: Any, prompt: str) -> str:
+    """The text whose tokens, with those that the tokeniser adds, are those of a prompt with a BOS token of its own.
+
+    Raises InputError where there is none.
+    """
+    expected, bos = prompt_tokens(tokenizer, prompt), tokenizer.bos_token
+    for text in (prompt, prompt.removeprefix(bos or "")):
+        if tokenizer(text)["input_ids"] == expected:
+            return text
+    raise InputError(f"the tokeniser adds special tokens to a prompt that begins with {bos}: leave {bos} out of the prompt")
 
 
 Receive = Callable[[], Awaitable[dict]]

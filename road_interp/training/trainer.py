@@ -76,12 +76,12 @@ class RoadTrainer(Trainer):
             self._stop(f"the loss is {loss.item()}{site and ', '}{site}", self.state.global_step + 1)
         return loss
 
-    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Train an epoch. One whose last step is in the checkpoint that is resumed is left out: the Trainer would add a step."""
         # accelerate does not reach the sampler of several processes below the batches that a resumed epoch skips.
-        self._sampler.set_epoch(epoch)
+        self._sampler.set_epoch(kwargs["epoch"])
         if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, epoch=epoch, **kwargs)
+            super()._run_epoch(*args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Check the rotations, then log. Raises FloatingPointError for a rotation that is not finite or not invertible."""

@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 
 from helpers.models import random_adapter, tiny_model, token_batch
 from helpers.road_models import bank_model, road_model
+from helpers.servers import words_tokenizer
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.joined_names import BASE
 from road_interp.adapters.task_planes import TaskPlanes
@@ -123,12 +124,8 @@ def test_several_adapters_of_one_request():
 
 def test_a_model_with_a_single_adapter_and_texts():
     model = road_model()
-
-    def tokenizer(text):
-        return {"input_ids": [int(word) for word in text.split()]}
-
-    texts = [" ".join(map(str, prompt)) for prompt in PROMPTS]
-    assert together(model, texts, tokenizer=tokenizer) == alone(model, PROMPTS)
+    texts = [" ".join(f"w{token}" for token in prompt) for prompt in PROMPTS]
+    assert together(model, texts, tokenizer=words_tokenizer()) == alone(model, PROMPTS)
 
 
 def test_equal_beginnings_of_prompts_do_not_share_states_of_other_adapters():

@@ -98,6 +98,20 @@ def test_changed_data_are_an_error_and_data_replaces_them(project, relative):
     assert Run.load("run").origin is None
 
 
+def test_a_changed_split_of_a_folder_is_an_error(project, relative):
+    (project / "ds").mkdir()
+    for split in ("train", "validation", "test"):
+        shutil.copy("data.csv", project / "ds" / f"{split}.csv")
+    recipe = replace(relative, data=replace(relative.data, id="ds:train", validation="ds:validation", test="ds:test"))
+    origin = Origin.here(recipe, project / "run")
+    assert set(origin.files) == {"ds:train", "ds:validation", "ds:test"}
+    origin.check(project / "run")
+    with (project / "ds" / "test.csv").open("a") as file:
+        file.write("grand,positive\n")
+    with pytest.raises(InputError, match="data file 'ds:t[a-z]+' has changed since the run was started"):
+        origin.check(project / "run")
+
+
 def test_an_unfinished_run_goes_on_from_another_directory_with_the_same_data(project, relative, tmp_path, monkeypatch):
     (project / "run").mkdir()
     (project / "run" / "recipe.yaml").write_text(relative.to_yaml())

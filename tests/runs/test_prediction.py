@@ -151,8 +151,11 @@ def test_the_file_that_is_read_is_not_replaced(finished, workplace, capsys, monk
     mine, data = tmp_path / "mine.csv", workplace / "data.csv"
     mine.write_bytes(before := data.read_bytes())
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "ds").mkdir()
+    (tmp_path / "ds" / "test.csv").write_bytes(before)
     for words in (
         ("predict", finished.folder, mine, "--out", tmp_path / "." / "mine.csv"),
+        ("predict", finished.folder, "ds:test", "--out", "ds/test.csv"),
         ("evaluate", finished.folder, "--data", mine, "--predictions", mine),
         ("evaluate", finished.folder, "--predictions", data),  # the file of the run
         ("predict", finished.folder, mine, "--out", data),

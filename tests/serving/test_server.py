@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from tokenizers import processors
+from transformers import GenerationConfig
 
 from helpers.models import random_adapter
 from helpers.road_models import bank_model
@@ -253,6 +255,28 @@ def test_tasks_of_an_adapter():
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
         found = [complete(client, "w5 w6", name, max_tokens=6) for name in ("road:label@0.5+closing", "road:a/closing")]
     assert found == [" ".join(f"w{token}" for token in tokens) for tokens in wanted]
+
+
+@pytest.mark.parametrize("ending", ["", " w2"])
+def test_a_prompt_with_a_bos_token_of_its_own_gets_no_second_one(ending):
+    tokenizer, model = words_tokenizer(), bank_model()
+    tokenizer.bos_token = "w1"
+    tokens = [("w1", 1), ("w2", 2)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(f"w1 $A{ending}", special_tokens=tokens)
+    settings = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    ids, text = [[1, 5, 6]], "w1 w5 w6"
+    expected = model.generate({"input_ids": torch.tensor(ids)}, adapter_names=["a"], generation_config=settings)[1][
+        0, 3:
+    ].tolist()
+    (found,) = model.generate_batch([text], ["a"], generation_config=settings, tokenizer=tokenizer)
+    assert found.generated_tokens == expected
+    with served(model, tokenizer) as (port, _):
+        body = {"model": "road:a", "prompt": text, "max_tokens": 6}
+        status, answer = post(port, "/v1/completions", json.dumps(body))
+    if ending:  # no text has the tokens w1 w5 w6 alone
+        assert (status, "adds special tokens to a prompt that begins with w1: leave w1 out" in answer) == (400, True)
+    else:
+        assert json.loads(answer)["choices"][0]["text"] == " ".join(f"w{token}" for token in expected)
 
 
 def test_a_model_without_a_chat_template():
