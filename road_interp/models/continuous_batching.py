@@ -55,8 +55,15 @@ def check_prompts(prompts: Sequence[Prompt]) -> None:
             raise InputError(f"a prompt is a text or a list of token ids, not {kind}")
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """The token ids of a text, with special tokens unless it begins with a BOS token of its own, as in a template."""
+def token_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None) -> Sequence[int]:
+    """The token ids of a prompt: those of a text with special tokens, unless it begins with a BOS token of its own.
+
+    Raises InputError for a text without a tokenizer.
+    """
+    if not isinstance(prompt, str):
+        return prompt
+    if tokenizer is None:
+        raise InputError("prompts that are texts need tokenizer=; or give token ids")
     has_bos = bool(tokenizer.bos_token) and prompt.startswith(str(tokenizer.bos_token))
     ids: list[int] = tokenizer(prompt, add_special_tokens=not has_bos)["input_ids"]
     return ids

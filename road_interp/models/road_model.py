@@ -32,7 +32,7 @@ from road_interp.models.call_arguments import (
 )
 from road_interp.models.coefficients import BankMaps, Rotations
 from road_interp.models.compatibility import check_made_for, check_without_peft, warn_of_other_weights
-from road_interp.models.continuous_batching import ContinuousBatching, Prompt, check_prompts, prompt_tokens
+from road_interp.models.continuous_batching import ContinuousBatching, Prompt, check_prompts, token_ids
 from road_interp.models.forward_wrapper import CallScope, Wrappers
 from road_interp.models.generate_arguments import (
     check_generation,
@@ -345,9 +345,7 @@ class RoadModel(PyveneModel):
         if not prompts:
             return []
         filled = [[None] * len(prompts) if values is None else values for values in (adapter_names, tasks, strengths)]
-        if any(isinstance(prompt, str) for prompt in prompts) and tokenizer is None:
-            raise InputError("prompts that are texts need tokenizer=; or give token ids")
-        ids = [prompt_tokens(tokenizer, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+        ids = [token_ids(prompt, tokenizer) for prompt in prompts]
         self._check_generates()
         config = complete_config(self.model, generation_config)
         if unknown := config.update(**settings):

@@ -26,7 +26,7 @@ from transformers.cli.serving.utils import CBGenerateManager, CBWorkerDeadError,
 
 from road_interp.arguments import lone_surrogate
 from road_interp.errors import InputError
-from road_interp.models.continuous_batching import ContinuousBatching, prompt_tokens
+from road_interp.models.continuous_batching import ContinuousBatching, token_ids
 from road_interp.models.request_adapter import RequestAdapter
 from road_interp.serving.model_names import ModelNames
 
@@ -284,7 +284,7 @@ def with_one_bos(tokenizer: Any, prompt: str) -> str:
 
     Raises InputError where there is none.
     """
-    expected, bos = prompt_tokens(tokenizer, prompt), tokenizer.bos_token
+    expected, bos = list(token_ids(prompt, tokenizer)), tokenizer.bos_token
     for text in (prompt, prompt.removeprefix(bos or "")):
         if tokenizer(text)["input_ids"] == expected:
             return text

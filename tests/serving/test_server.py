@@ -265,9 +265,8 @@ def test_a_prompt_with_a_bos_token_of_its_own_gets_no_second_one(ending):
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(f"w1 $A{ending}", special_tokens=tokens)
     settings = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
     ids, text = [[1, 5, 6]], "w1 w5 w6"
-    expected = model.generate({"input_ids": torch.tensor(ids)}, adapter_names=["a"], generation_config=settings)[1][
-        0, 3:
-    ].tolist()
+    _, whole = model.generate({"input_ids": torch.tensor(ids)}, adapter_names=["a"], generation_config=settings)
+    expected = whole[0, 3:].tolist()
     (found,) = model.generate_batch([text], ["a"], generation_config=settings, tokenizer=tokenizer)
     assert found.generated_tokens == expected
     with served(model, tokenizer) as (port, _):
