@@ -370,9 +370,9 @@ class RoadAdapter:
             InputError: no adapter in the folder, or an invalid one; the message names file, site or value and the reason.
         """
         folder = storage.adapter_folder(local_folder(folder))
-        if storage.is_peft_folder(folder):
-            return cls.from_peft(folder, base=base)
         try:
+            if storage.is_peft_folder(folder):
+                return cls.from_peft(folder, base=base)
             return cls(*storage.load(folder))
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None

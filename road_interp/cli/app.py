@@ -45,8 +45,6 @@ def main() -> None:
     try:
         with exit_on_error(PROGRAM):
             COMMAND(standalone_mode=False)
-    except typer.Exit as exit:
-        sys.exit(exit.exit_code)
     except typer.Abort:
         fail(PROGRAM, "interrupted", 1)
     except Exception as error:

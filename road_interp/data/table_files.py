@@ -48,6 +48,7 @@ def _separated_columns(path: Path, options: Mapping[str, Any]) -> dict[str, list
     header = Counter(pandas.read_csv(path, header=None, nrows=1, **options).iloc[0])
     if repeated := [name for name, count in header.items() if name and count > 1]:
         raise ValueError(f"the header names column '{repeated[0]}' twice")
+    options["skip_blank_lines"] = len(header) > 1  # of a single column they are rows without text, as empty fields of others
     frame = pandas.read_csv(path, **options)
     if len(frame) and not isinstance(frame.index, pandas.RangeIndex):  # pandas takes the first fields of long rows for an index
         raise ValueError(

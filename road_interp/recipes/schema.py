@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import yaml
 
+from road_interp.adapters.joined_names import check_name
 from road_interp.adapters.task_planes import Split
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
@@ -495,6 +496,8 @@ KINDS: dict[str, type[Recipe]] = {
 def _check_tasks(recipe: MultiTaskClassificationRecipe | MultiTaskGenerationRecipe) -> None:
     _check_seed("seed", recipe.seed)
     _require(len(recipe.tasks) >= 1, "tasks", recipe.tasks, "a mapping of at least one task")
+    for name in recipe.tasks:
+        check_name(name, "a task")
     _require(0 <= recipe.co_activation <= 1, "co_activation", recipe.co_activation, "a probability")
 
 

@@ -178,7 +178,9 @@ def check_free(folder: Path) -> None:
     if not any((folder / CHECKPOINTS).glob("*")):  # the trainer creates that folder
         left.add(folder / CHECKPOINTS)
     if not {*folder.iterdir()} <= left:
-        raise InputError(f"'{folder}' is not empty; choose another --out, or go on with --resume (in Python resume=True)")
+        is_unfinished = (folder / RECIPE).is_file() and not (folder / METRICS).is_file()
+        hint = ", or go on with --resume (in Python resume=True)" if is_unfinished else ""
+        raise InputError(f"'{folder}' is not empty; choose another --out{hint}")
 
 
 def next_free(folder: Path) -> Path:

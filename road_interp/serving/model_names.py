@@ -44,6 +44,9 @@ class ModelNames:
             raise self._unknown(model)
         if name == BASE or name in self.bank:
             return RequestAdapter(name)
+        for each in self.bank:
+            if (task := name.removeprefix(f"{each}/")) != name and task in self._tasks_of(each):
+                return RequestAdapter(each, task)
         strengths = _strengths(name.rpartition("/")[2])
         adapter, separator, _ = name.rpartition("/")
         if strengths is None:

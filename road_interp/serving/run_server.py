@@ -21,7 +21,7 @@ from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
 from road_interp.recipes.schema import ModelRecipe
 from road_interp.serving.model_names import ModelNames
-from road_interp.serving.served_adapters import ServedAdapters
+from road_interp.serving.served_adapters import ServedAdapters, check_adapters
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 2.0
@@ -68,6 +68,7 @@ def serve(
         raise InputError(
             f"max_length {settings.max_length} leaves no room for a prompt beside {settings.max_new_tokens} new tokens"
         )
+    check_adapters(folder)
     with _bound(settings) as listener:
         progress("reading the model and its adapters")
         base = on_device(load_model(recipe, "causal-lm")[0], find_device(device)).eval()

@@ -38,11 +38,8 @@ class ServedAdapters:
 
     def __init__(self, folder: Path, base: Any) -> None:
         self._folder, self._base = folder, base
-        self._stamps = self._read_stamps()
-        if not folder.is_dir():
-            raise InputError(f"the folder of adapters '{folder}' does not exist")
-        if not self._stamps:
-            raise InputError(f"'{folder}' contains no adapter folders, run folders or PEFT folders")
+        check_adapters(folder)
+        self._stamps = _read_stamps(folder)
         loaded = {name: self._load(name) for name in self._stamps}
         with_tasks = {name: planes for name, (_, planes) in loaded.items() if planes is not None}
         self.planes = next(iter(with_tasks.values()), None)
@@ -54,7 +51,7 @@ class ServedAdapters:
     def changed(self) -> dict[str, tuple[RoadAdapter, TaskPlanes | None]]:
         """Read the adapters that have come or changed since the last call. One that cannot be read is logged, and is read again
         when its files change."""
-        before, self._stamps = self._stamps, self._read_stamps()
+        before, self._stamps = self._stamps, _read_stamps(self._folder)
         loaded = {}
         for name, stamp in self._stamps.items():
             if before.get(name) != stamp:
@@ -64,6 +61,9 @@ class ServedAdapters:
                     loaded[name] = adapter, planes
                 except (InputError, OSError) as error:
                     log.error("adapter '%s' is not served as it is now: %s", name, error)
+                except Exception:
+                    log.exception("adapter '%s' is not served as it is now, and is read again", name)
+                    self._stamps[name] = ()
         return loaded
 
     def update(self, loaded: Mapping[str, tuple[RoadAdapter, TaskPlanes | None]]) -> None:
@@ -78,17 +78,6 @@ class ServedAdapters:
             if len(self.bank) > 1:
                 self.bank.remove(name)
                 self.with_tasks.discard(name)
-
-    def _read_stamps(self) -> dict[str, tuple[tuple[str, int, int], ...]]:
-        """For every adapter, the names, times and sizes of its files. Folders that vanish meanwhile are left out."""
-        stamps = {}
-        for path in sorted(self._folder.iterdir() if self._folder.is_dir() else []):
-            try:
-                if not path.name.startswith(".") and (holds_adapter(path) or (path / METRICS).is_file()):
-                    stamps[path.name] = _stamp(path)
-            except OSError as error:
-                log.warning("'%s' is left out: %s", path, error)
-        return stamps
 
     def _load(self, name: str) -> tuple[RoadAdapter, TaskPlanes | None]:
         path, planes = self._folder / name, None
@@ -105,6 +94,26 @@ class ServedAdapters:
     def _check_planes(self, name: str, planes: TaskPlanes | None) -> None:
         if planes is not None and (self.planes is None or self.planes.to_json() != planes.to_json()):
             raise InputError(f"the tasks of '{name}' own other planes than those that are served")
+
+
+def check_adapters(folder: Path) -> None:
+    """Raise InputError for a folder that does not exist, or that holds no adapter."""
+    if not folder.is_dir():
+        raise InputError(f"the folder of adapters '{folder}' does not exist")
+    if not _read_stamps(folder):
+        raise InputError(f"'{folder}' contains no adapter folders, run folders or PEFT folders")
+
+
+def _read_stamps(folder: Path) -> dict[str, tuple[tuple[str, int, int], ...]]:
+    """For every adapter, the names, times and sizes of its files. Folders that vanish meanwhile are left out."""
+    stamps = {}
+    for path in sorted(folder.iterdir() if folder.is_dir() else []):
+        try:
+            if not path.name.startswith(".") and (holds_adapter(path) or (path / METRICS).is_file()):
+                stamps[path.name] = _stamp(path)
+        except OSError as error:
+            log.warning("'%s' is left out: %s", path, error)
+    return stamps
 
 
 def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:

@@ -108,6 +108,9 @@ class MultiTaskClassificationExperiment:
         """The backbone with identity rotations, the tasks' planes, and new heads."""
         base, _ = load_model(self.recipe.model, self.recipe.auto_class)
         check_length(base, self.recipe.model)
+        if base.config.is_encoder_decoder:
+            whose = f"{type(base).__name__} has an encoder and a decoder"
+            raise InputError(f"kind: multitask-classification reads states of one stack, and {whose}")
         road = identity_model(base, self.recipe.adapter, self.recipe.task_names, self.recipe.planes)
         return _with_heads(road, self.data, self.tokenizer)
 

@@ -36,7 +36,9 @@ class MultiTaskTrainer(RoadTrainer):
     def active(self, task: Int[Tensor, " rows"]) -> tuple[list[str], list[str]]:
         """For each row the task that is trained, and the tasks whose planes are active, such as "a+b"."""
         own = [self._tasks[index] for index in task.tolist()]
-        with_others = (torch.rand(len(own)) < self._co_activation).tolist()
+        before = len(own) * self.args.process_index  # the rows of other processes, which have the same random numbers
+        drawn = torch.rand(len(own) * self.args.world_size)[before : before + len(own)]
+        with_others = (drawn < self._co_activation).tolist()
         return own, [join_names(self._active(name, others)) for name, others in zip(own, with_others, strict=True)]
 
     def _active(self, own: str, with_others: bool) -> list[str]:

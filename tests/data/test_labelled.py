@@ -17,6 +17,7 @@ from datasets import Dataset, DatasetDict
 from road_interp.data import rows
 from road_interp.data.labelled import LabelledDataset, load_labelled, load_test_set, read_examples, with_glue_defaults
 from road_interp.data.multitask import load_reviews
+from road_interp.data.table_files import read_tables
 from road_interp.errors import InputError
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import DataRecipe
@@ -83,6 +84,12 @@ def test_empty_texts_and_copies_across_splits_are_warned_of(tmp_path):
         warnings.simplefilter("error")
         load_labelled(recipe(written(tmp_path / "data.csv")))
         load_labelled(recipe(copies, validation_size=0.2, test_size=0.2, split_by_text=True))
+
+
+@pytest.mark.parametrize(("content", "texts"), [("a\nx\n\ny\n", ["x", "", "y"]), ("a,b\nx,1\n\ny,2\n", ["x", "y"])])
+def test_a_blank_line_is_a_row_without_text_where_there_is_one_column(tmp_path, content, texts):
+    (tmp_path / "data.csv").write_text(content)
+    assert read_tables([tmp_path / "data.csv"], ())["a"] == texts
 
 
 def test_training_texts_in_a_validation_file_are_warned_of(tmp_path):

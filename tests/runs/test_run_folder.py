@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +30,10 @@ def test_two_runs_that_start_together_do_not_share_a_folder(workplace, tmp_path,
     first.start({"classes.json": {"classes": []}})
     with pytest.raises(InputError, match="'runs/run' is not empty; choose another --out"):
         second.start({})
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").touch()
+    with pytest.raises(InputError, match="'notes' is not empty; choose another --out$"):
+        RunFolder.prepare(recipe_for(workplace), Path("notes"), False, CPU)
     assert load_stored_recipe(first.path / "recipe.yaml").seed == 1
 
 

@@ -12,6 +12,7 @@ import torch
 from helpers.models import random_adapter, tiny_model
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.base_model import BaseModelSignature
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 from road_interp.serving.served_adapters import ServedAdapters
@@ -92,6 +93,24 @@ def test_changes_of_the_folder(tmp_path, base, adapters, caplog):
     shutil.rmtree(tmp_path / "renamed")
     folder.update(folder.changed())
     assert list(bank) == ["renamed"]  # a bank is never empty
+
+
+def test_an_unexpected_error_of_one_adapter_leaves_the_others(tmp_path, base, adapters, monkeypatch, caplog):
+    adapters[0].save(tmp_path / "a")
+    folder, load, failures = ServedAdapters(tmp_path, base), RoadAdapter.load, [RuntimeError("no memory")]
+
+    def fail_once(path, base=None):
+        if failures and Path(path).name == "c":
+            raise failures.pop()
+        return load(path, base)
+
+    monkeypatch.setattr(RoadAdapter, "load", fail_once)
+    for name, adapter in zip("bc", adapters[1:], strict=True):
+        adapter.save(tmp_path / name)
+    assert list(folder.changed()) == ["b"]
+    assert "adapter 'c' is not served as it is now, and is read again" in caplog.text
+    assert list(folder.changed()) == ["c"]
+    assert folder.changed() == {}
 
 
 @pytest.mark.parametrize("looks", [0, 1, 2])

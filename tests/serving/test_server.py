@@ -239,6 +239,8 @@ def test_tasks_of_an_adapter():
     assert names.parse("road:label@0.5+closing") == ("a", "label+closing", {"label": 0.5, "closing": 1.0})
     assert names.parse("road:a/closing") == ("a", "closing", None)
     assert ModelNames(model.bank, planes, with_tasks=()).listed() == ["road:__base__", "road:a"]
+    strange = ModelNames(model.bank, TaskPlanes.split(["de/en", "x@home"], base.sites))
+    assert [strange.parse(name) for name in strange.listed()[2:]] == [("a", "de/en", None), ("a", "x@home", None)]
     wanted = [
         model.generate(
             {"input_ids": torch.tensor([[5, 6]])},

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import warnings
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import BartConfig, BartModel
 
 from helpers.cli import run as run_cli
 from road_interp import plots
@@ -60,6 +63,22 @@ def finished(folder):
 def test_heads_read_states_of_half_precision(folder, tmp_path):
     run = train(recipe_for(folder, "model.dtype=bfloat16", "training.max_steps=2"), tmp_path / "half", progress=False)
     assert {*run.composition.correct} == {"tone", "start"}
+
+
+def test_encoder_decoder_models_are_refused_before_anything_is_written(folder, tmp_path):
+    model = Path(shutil.copytree(folder / "model", tmp_path / "model"))
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = BartConfig(vocab_size=40, d_model=16, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=32, **sizes)
+    BartModel(config).save_pretrained(model)
+    recipe = recipe_for(folder, f"model.id={model}", "adapter.sites=mlp", "adapter.stack=encoder.layers")
+    with pytest.raises(InputError, match="kind: multitask-classification .* BartModel has an encoder and a decoder"):
+        train(recipe, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_task_name_that_joins_several_is_refused(folder):
+    with pytest.raises(InputError, match="'a[+]b' cannot be the name of a task"):
+        recipe_for(folder, f"tasks={{a+b: {{labels: {{id: {folder / 'data.csv'}}}}}}}")
 
 
 def test_labels_of_other_classes_are_not_scored(folder, tmp_path):

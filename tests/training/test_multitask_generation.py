@@ -377,6 +377,7 @@ def test_the_distilled_target_is_computed_without_dropout(workplace, monkeypatch
 def test_several_others_are_activated_in_random_sets():
     trainer = object.__new__(MultiTaskTrainer)
     trainer._tasks, trainer._co_activation, trainer._shared = ("a", "b", "c", "s"), 1.0, "s"
+    trainer.args = SimpleNamespace(process_index=0, world_size=1)
     torch.manual_seed(0)
     own, active = trainer.active(torch.tensor([0, 3] * 300))
     assert own == ["a", "s"] * 300
@@ -386,6 +387,20 @@ def test_several_others_are_activated_in_random_sets():
     assert min(counts.values()) > 70
     trainer._co_activation = 0.0
     assert set(trainer.active(torch.tensor([0, 1]))[1]) == {"a+s", "b+s"}
+
+
+def test_two_processes_draw_what_one_draws_for_their_rows():
+    trainer = object.__new__(MultiTaskTrainer)
+    trainer._tasks, trainer._co_activation, trainer._shared = ("a", "b"), 0.5, None
+
+    def drawn(rows, process_index, world_size):
+        trainer.args = SimpleNamespace(process_index=process_index, world_size=world_size)
+        torch.manual_seed(0)
+        return trainer.active(torch.zeros(rows, dtype=torch.long))[1]
+
+    first, second = (drawn(8, index, 2) for index in (0, 1))
+    assert first != second
+    assert first + second == drawn(16, 0, 1)
 
 
 def test_a_shared_task_is_active_in_every_answer_and_is_not_scored(workplace, tmp_path):
