@@ -111,15 +111,15 @@ def test_the_commands_of_the_manual(tmp_path):
 def test_wrong_arguments_are_one_line(tmp_path, capsys, monkeypatch):
     tiny_model("Llama", "causal-lm").save_pretrained(tmp_path / "base")
     word_tokenizer().save_pretrained(tmp_path / "base")
+    random_adapter(find_sites(tiny_model("Llama", "causal-lm"), "all-linear")).save(tmp_path / "adapters" / "a")
     for arguments, message in (
-        (["missing/folder", "--adapters", tmp_path], "'missing/folder' cannot be loaded"),
-        ([tmp_path / "base", "--adapters", tmp_path / "none"], "does not exist"),
+        (["missing/folder", "--adapters", tmp_path / "adapters"], "'missing/folder' cannot be loaded"),
+        (["missing/folder", "--adapters", tmp_path / "none"], "does not exist"),  # before a model is read
     ):
         code, _, error = run(capsys, monkeypatch, "serve", *arguments)
         assert code == 2
         assert message in error
         assert len([line for line in error.splitlines() if line.startswith("road-interp:")]) == 1
-    random_adapter(find_sites(tiny_model("Llama", "causal-lm"), "all-linear")).save(tmp_path / "adapters" / "a")
     limits = ["--max-length", "8", "--max-new-tokens", "8"]
     code, _, error = run(capsys, monkeypatch, "serve", tmp_path / "base", "--adapters", tmp_path / "adapters", *limits)
     assert code == 2
