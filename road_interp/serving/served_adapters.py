@@ -50,7 +50,7 @@ class ServedAdapters:
 
     def changed(self) -> dict[str, tuple[RoadAdapter, TaskPlanes | None]]:
         """Read the adapters that have come or changed since the last call. One that cannot be read is logged, and is read again
-        when its files change."""
+        when its files change; behind an unexpected error, at the next call."""
         before, self._stamps = self._stamps, _read_stamps(self._folder)
         loaded = {}
         for name, stamp in self._stamps.items():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -10,6 +13,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    BartConfig,
+    BartModel,
     PreTrainedModel,
 )
 
@@ -76,6 +81,15 @@ def tiny_model(architecture: str, head: str = "backbone", seed: int = 0, **optio
     torch.manual_seed(seed)
     config = getattr(transformers, f"{architecture}Config")(**{**CONFIGS[architecture], **options})
     return HEADS[head].from_config(config).eval()
+
+
+def save_encoder_decoder(folder: Path, tokenizer: Path) -> Path:
+    """A random BART in a folder, with the tokeniser of another one. Returns the folder."""
+    shutil.copytree(tokenizer, folder)
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = BartConfig(vocab_size=40, d_model=16, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=32, **sizes)
+    BartModel(config).save_pretrained(folder)
+    return folder
 
 
 def random_adapter(

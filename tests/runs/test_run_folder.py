@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -30,11 +29,13 @@ def test_two_runs_that_start_together_do_not_share_a_folder(workplace, tmp_path,
     first.start({"classes.json": {"classes": []}})
     with pytest.raises(InputError, match="'runs/run' is not empty; choose another --out"):
         second.start({})
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "a.txt").touch()
-    with pytest.raises(InputError, match="'notes' is not empty; choose another --out$"):
-        RunFolder.prepare(recipe_for(workplace), Path("notes"), False, CPU)
     assert load_stored_recipe(first.path / "recipe.yaml").seed == 1
+
+
+def test_a_folder_of_other_files_is_not_resumed(workplace, tmp_path):
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(InputError, match="' is not empty; choose another --out$"):
+        RunFolder.prepare(recipe_for(workplace), tmp_path, False, CPU)
 
 
 def test_a_folder_is_trained_in_by_one_process_at_a_time(workplace, tmp_path):

@@ -13,10 +13,10 @@ import torch
 import yaml
 from datasets import Dataset
 from tokenizers import processors
-from transformers import BartConfig, BartModel, TrainerCallback, TrainingArguments, XLNetConfig, XLNetModel, default_data_collator
+from transformers import TrainerCallback, TrainingArguments, XLNetConfig, XLNetModel, default_data_collator
 from transformers.utils import logging
 
-from helpers.models import random_adapter, tiny_model
+from helpers.models import random_adapter, save_encoder_decoder, tiny_model
 from helpers.recipes import recipe_for
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.data import labelled
@@ -338,10 +338,7 @@ def test_labels_of_other_classes_are_not_scored(workplace, tmp_path):
 
 
 def test_encoder_decoder_models_are_refused(workplace, tmp_path):
-    folder = Path(shutil.copytree(workplace / "model", tmp_path / "model"))
-    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    config = BartConfig(vocab_size=40, d_model=16, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=32, **sizes)
-    BartModel(config).save_pretrained(folder)
+    folder = save_encoder_decoder(tmp_path / "model", workplace / "model")
     recipe = recipe_for(workplace, f"model.id={folder}", "adapter.sites=mlp", "adapter.stack=model.encoder.layers")
     with pytest.raises(InputError, match="BartForSequenceClassification has an encoder and a decoder"):
         train(recipe, tmp_path / "run", progress=False)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import warnings
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import BartConfig, BartModel
 
 from helpers.cli import run as run_cli
+from helpers.models import save_encoder_decoder
 from road_interp import plots
 from road_interp.adapters.joined_names import BASE
 from road_interp.data.labelled import load_labelled
@@ -66,10 +64,7 @@ def test_heads_read_states_of_half_precision(folder, tmp_path):
 
 
 def test_encoder_decoder_models_are_refused_before_anything_is_written(folder, tmp_path):
-    model = Path(shutil.copytree(folder / "model", tmp_path / "model"))
-    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    config = BartConfig(vocab_size=40, d_model=16, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=32, **sizes)
-    BartModel(config).save_pretrained(model)
+    model = save_encoder_decoder(tmp_path / "model", folder / "model")
     recipe = recipe_for(folder, f"model.id={model}", "adapter.sites=mlp", "adapter.stack=encoder.layers")
     with pytest.raises(InputError, match="kind: multitask-classification .* BartModel has an encoder and a decoder"):
         train(recipe, tmp_path / "run", progress=False)
