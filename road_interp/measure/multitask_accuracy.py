@@ -111,11 +111,13 @@ class MultiTaskAccuracyStudy(Result):
         together: one report per method of training the tasks together.
         alone: by task, the report of training it alone on all planes.
         own_planes: by task, the report of training it alone on those planes that it owns in joint training.
+        longer: the same tasks, trained for more epochs.
     """
 
     together: tuple[MultiTaskAccuracyReport, ...]
     alone: Mapping[str, MultiTaskAccuracyReport]
     own_planes: Mapping[str, MultiTaskAccuracyReport] = field(default_factory=dict)
+    longer: MultiTaskAccuracyStudy | None = None
 
     def summary(self) -> dict[str, Any]:
         """Gap of every method to the tasks trained alone."""
@@ -138,15 +140,31 @@ class MultiTaskAccuracyStudy(Result):
         (`report.cost(task)`). The intervals are of paired differences: seeds and examples are the same. Raises InputError if
         the seeds or the numbers of examples differ.
         """
-        return _lost(task, self._alone(task), report, report.together)
+        return _mean_lost(task, self._alone(task), report, report.together)
+
+    def gap_closed(self, task: str, method: str) -> tuple[float, float, float]:
+        """Gap of a method less its gap in `longer`, as `gap`: what more epochs save.
+
+        Raises InputError if `longer` is missing or lacks the method, or has other seeds or numbers of examples.
+        """
+        if self.longer is None:
+            raise InputError("the study has no trainings of more epochs")
+        (before, seeds), (after, others) = (each._lost_by(task, method) for each in (self, self.longer))
+        if seeds != others or len(before) != len(after):
+            raise InputError(f"the longer trainings have seeds {others}, not {seeds}, or other texts: they cannot be paired")
+        return mean_over_seeds(before - after, len(seeds), paired=True)
+
+    def _lost_by(self, task: str, method: str) -> tuple[Float[np.ndarray, " examples"], tuple[int, ...]]:
+        report = entry({each.method: each for each in self.together}, method, "training of the method")
+        return _lost(task, self._alone(task), report, report.together), report.seeds
 
     def lost_to_fewer_planes(self, task: str) -> tuple[float, float, float]:
         """Accuracy of a task trained alone on all planes minus that on its planes only, as `gap`."""
-        return _lost(task, self._alone(task), self._on_own_planes(task), task)
+        return _mean_lost(task, self._alone(task), self._on_own_planes(task), task)
 
     def lost_to_joint_training(self, task: str, report: MultiTaskAccuracyReport) -> tuple[float, float, float]:
         """Accuracy of a task trained alone on its planes minus that after joint training with its planes active, as `gap`."""
-        return _lost(task, self._on_own_planes(task), report, task)
+        return _mean_lost(task, self._on_own_planes(task), report, task)
 
     def _alone(self, task: str) -> MultiTaskAccuracyReport:
         return entry(self.alone, task, "training alone of")
@@ -155,8 +173,17 @@ class MultiTaskAccuracyStudy(Result):
         return entry(self.own_planes, task, "training alone on its planes of")
 
 
-def _lost(task: str, alone: MultiTaskAccuracyReport, report: MultiTaskAccuracyReport, active: str) -> tuple[float, float, float]:
+def _mean_lost(
+    task: str, alone: MultiTaskAccuracyReport, report: MultiTaskAccuracyReport, active: str
+) -> tuple[float, float, float]:
     """Accuracy of a task trained alone minus that of another report with a set of active tasks."""
+    return mean_over_seeds(_lost(task, alone, report, active), len(alone.seeds), paired=True)
+
+
+def _lost(
+    task: str, alone: MultiTaskAccuracyReport, report: MultiTaskAccuracyReport, active: str
+) -> Float[np.ndarray, " examples"]:
+    """1 for each example that only training alone gets right, -1 for one that only the other report gets right."""
     if alone.seeds != report.seeds:
         raise InputError(f"'{task}' alone has seeds {alone.seeds}, '{report.method}' {report.seeds}: they cannot be paired")
     before, after = (
@@ -165,7 +192,7 @@ def _lost(task: str, alone: MultiTaskAccuracyReport, report: MultiTaskAccuracyRe
     )
     if len(before) != len(after):
         raise InputError(f"'{task}' alone has {len(before)} outcomes, '{report.method}' {len(after)}: they cannot be paired")
-    return mean_over_seeds(np.asarray(before, float) - np.asarray(after), len(alone.seeds), paired=True)
+    return np.asarray(before, float) - np.asarray(after)
 
 
 def active_sets(task: str, tasks: Sequence[str]) -> list[str]:

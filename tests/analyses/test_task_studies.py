@@ -131,8 +131,11 @@ def test_multitask_accuracy(known, command, monkeypatch, tmp_path):
 
     def scripted(piece):
         recipe, tasks = piece.recipe, tuple(piece.recipe.tasks)
-        trained.append((piece.condition, tasks, recipe.co_activation, recipe.training.max_steps))
+        trained.append((piece.condition, tasks, recipe.co_activation, recipe.training.epochs))
+        assert recipe.training.max_steps == 2
         correct = {task: dict.fromkeys(("__base__", task, "+".join(tasks)), (True, False)) for task in tasks}
+        if piece.condition == "coact-0.5-longer":
+            correct["source"]["sentiment+source"] = (False, False)
         return SimpleNamespace(composition=MultiTaskAccuracyReport("m", "x", tasks, (recipe.seed,), correct))
 
     monkeypatch.setitem(script_of(known["multitask-accuracy"]), "run_of", scripted)
@@ -143,16 +146,30 @@ def test_multitask_accuracy(known, command, monkeypatch, tmp_path):
         ("coact-0", both),
         *((f"{task}-alone", (task,)) for task in both),
         *((f"{task}-own-planes", both) for task in both),
+        ("coact-0.5-longer", both),
+        *((f"{task}-alone-longer", (task,)) for task in both),
     ]
-    assert [each[2] for each in trained] == [0.5, 0, 0.5, 0.5, 0, 0]
-    assert {each[3] for each in trained} == {2}
+    assert [each[2] for each in trained] == [0.5, 0, 0.5, 0.5, 0, 0, 0.5, 0.5, 0.5]
+    assert [each[3] for each in trained] == [2] * 6 + [4] * 3
     content = json.loads((tmp_path / "figures" / "multitask-accuracy.json").read_text())
     assert [each["method"] for each in content["together"]] == ["co-activation 0.5", "co-activation 0"]
     assert list(content["alone"]) == list(content["own_planes"]) == list(both)
     for lost in ("against training alone", "to fewer planes", "to joint training", "to the other active task"):
         assert output["numbers"][f"co-activation 0: source, lost {lost}"].startswith("0.000")
+    assert output["numbers"]["four epochs: co-activation 0.5: source, lost against training alone"].startswith("0.500")
+    closed = output["numbers"]["co-activation 0.5: source, lost with two epochs less lost with four"]
+    assert closed.startswith("-0.500")
+    longer = json.loads((tmp_path / "figures" / "multitask-accuracy-longer.json").read_text())
+    assert longer == content["longer"] | {key: longer[key] for key in set(longer) - set(content["longer"])}
     command("multitask-accuracy", "--quick", "--redraw")
-    assert len(trained) == 6
+    assert len(trained) == 9
+
+
+def test_multitask_accuracy_without_longer_trainings(known):
+    study = known["multitask-accuracy"]
+    report = MultiTaskAccuracyReport("m", "co-activation 0.5", ("a", "b"), (0,), {})
+    some = {slug: [report] for slug in ("coact-0.5", "sentiment-alone", "source-alone", "coact-0.5-longer")}
+    assert study.report(some).longer is None
 
 
 def test_a_task_alone_on_its_planes_has_few_texts_of_the_other(known):

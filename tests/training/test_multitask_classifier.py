@@ -288,6 +288,19 @@ def test_the_gap_to_training_alone_is_paired():
         MultiTaskAccuracyStudy.from_json("{}")
 
 
+def test_what_more_epochs_save_is_paired():
+    (joint,) = study().together
+    with pytest.raises(InputError, match="no trainings of more epochs"):
+        study().gap_closed("a", "joint")
+    right = {"a": {"a": (True,) * 8, "a+b": (True,) * 8}, "b": joint.correct["b"]}
+    both = replace(study(), longer=replace(study(), together=(replace(joint, correct=right),)))
+    assert [both.gap_closed(task, "joint")[0] for task in "ab"] == [0.5, 0]
+    other = replace(both.longer, together=(replace(joint, seeds=(0, 2)),))
+    with pytest.raises(InputError, match="they cannot be paired"):
+        replace(both, longer=other).gap_closed("a", "joint")
+    assert MultiTaskAccuracyStudy.from_json(both.to_json()) == both
+
+
 def test_the_study_is_drawn():
     ax = plots.heads(study())
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
