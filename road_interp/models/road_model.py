@@ -44,7 +44,7 @@ from road_interp.models.generate_arguments import (
 from road_interp.models.gradient_checkpointing import checkpoints_gradients
 from road_interp.models.head_inputs import contiguous_head_inputs
 from road_interp.models.intervention import RoadIntervention, pyvene
-from road_interp.models.merging import MergedWeights, merged_rotations
+from road_interp.models.merge_state import MergeState
 from road_interp.models.open_contexts import Kind, opened, shared_context
 from road_interp.models.pyvene_model import PyveneConfig, PyveneModel
 from road_interp.models.rotation_context import RotationContext
@@ -104,8 +104,7 @@ class RoadModel(PyveneModel):
         self._family = family.identity_like()
         self.positions = family.positions if positions is None else checked_positions(positions)
         self.planes = planes
-        self._merged: MergedWeights | None = None
-        self._merged_before = merged_rotations(base_model)
+        self._merging = MergeState(base_model)
         interventions = [site_intervention(base_model, site, family, planes) for site in self.sites]
         refuse_never_called(base_model, [site.module for site in self.sites])
         refuse_shared(base_model, [site.module for site in self.sites])
@@ -417,7 +416,7 @@ class RoadModel(PyveneModel):
     @property
     def is_merged(self) -> bool:
         """Whether `merge` has rotated the weights of the base model, and `unmerge` has not restored them."""
-        return self._merged is not None
+        return self._merging.is_merged
 
     @property
     def adapter(self) -> RoadAdapter:
@@ -515,13 +514,14 @@ class RoadModel(PyveneModel):
         if self.positions != "all":
             raise InputError(f"positions {self.positions!r} cannot be merged: merged weights rotate every token")
         with opened(self.model, "merge", "merge"):
-            if self._merged is not None:
+            if self.is_merged:
                 raise InputError("the rotations are already merged; call unmerge first")
             self._check_weights()
-            self._merged = MergedWeights(self.model, self._one_adapter(adapter_name))
+            adapter, of_bank = self._one_adapter(adapter_name), None
             if self.bank is not None:
                 name = self._selection.only_name() if adapter_name is None else adapter_name
-                self._merged_revision = name, self.bank.revision(name)
+                of_bank = name, self.bank.revision(name)
+            self._merging.merge(self.model, adapter, of_bank)
         return self.model
 
     def unmerge(self) -> None:
@@ -530,16 +530,14 @@ class RoadModel(PyveneModel):
         Raises InputError where another RoadModel has merged since, and while rotations are attached to the base model or a call
         of it runs, also one that was entered with merged weights: it would go on without rotations.
         """
-        if self._merged is None:
+        if not self.is_merged:
             return
         with opened(self.model, "unmerge", "merge"):
-            if self._merged is not None:
-                self._merged.restore()
-            self._merged = None
+            self._merging.unmerge()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As that of PyveneModel; raises InputError also for merged rotations, which would stay as they are."""
-        if self._merged is not None:
+        if self.is_merged:
             raise InputError("the rotations are merged, and other angles would not change the weights: call unmerge first")
         return super().load_state_dict(state_dict, strict, assign)
 
@@ -606,7 +604,7 @@ class RoadModel(PyveneModel):
         Args:
             attaching: whether an `attached` statement asks, which is not inside itself.
         """
-        if self._merged is not None:
+        if self.is_merged:
             return "merged"
         context = shared_context(self.model)
         return "attached" if not attaching and context is not None and context.owner is self else None
@@ -619,7 +617,7 @@ class RoadModel(PyveneModel):
         rotations, which it would apply twice.
         """
         with opened(self.model, "a call through pyvene's loop", "alone"):
-            if self._merged is not None:
+            if self.is_merged:
                 raise InputError("the rotations are merged, and pyvene's loop would apply them again: call unmerge first")
             self._check_weights()
             self.check_hooks()
@@ -636,19 +634,10 @@ class RoadModel(PyveneModel):
                     intervention.row_maps = None
 
     def _check_weights(self) -> None:
-        """Raise InputError if another RoadModel has merged rotations into the base model, or restored it, since this was made, or
-        if the bank has got adapters of another model, or another one in place of that which is merged."""
+        """Raise InputError if the weights are not as this model left them, or the bank has got other adapters: `MergeState.check`,
+        `_check_bank`."""
         self._check_bank()
-        if self.bank is not None and self._merged is not None:
-            name, revision = self._merged_revision
-            if name in self.bank and self.bank.revision(name) != revision:
-                raise InputError(f"adapter '{name}' was replaced since it was merged: call unmerge, and merge it again")
-        own = [] if self._merged is None else self._merged.names
-        if merged_rotations(self.model) != sorted([*self._merged_before, *own]):
-            raise InputError(
-                "the weights of the base model have changed: another RoadModel has merged its rotations into them, or unmerged "
-                "them, since this one was made. Make this RoadModel again for the weights as they are"
-            )
+        self._merging.check(self.model, self.bank)
 
     def _check_bank(self) -> None:
         """Raise InputError for adapters of another model, of which a bank may know only once it has read them."""
@@ -659,7 +648,7 @@ class RoadModel(PyveneModel):
         """The output of the base model without rotations. Raises InputError if it is rotated, or would share a cache."""
         compiles = compiles_generation(self.model, inputs)
         with opened(self.model, "a call", "call", self, compiles=compiles):
-            if self._merged is not None or shared_context(self.model) is not None:
+            if self.is_merged or shared_context(self.model) is not None:
                 raise InputError(f"the rotations are {self._applied() or 'attached'}: there is no original output without them")
             check_new_cache(inputs)
             with CallScope():
