@@ -50,6 +50,7 @@ from road_interp.causal.variables_comparison import (
     compare_variables,
     count_runs,
     disentangle_over_seeds,
+    number_clusters,
     try_methods,
 )
 from road_interp.cli.app import main_of
@@ -274,7 +275,7 @@ def comparison(
         counts,
         (train, validation, sum(test)),
         () if tested is None else count_runs(tested.cells),
-        () if tested is None else tested.clusters,
+        *number_clusters(() if tested is None else tested.clusters),
         tuple(trials),
         tuple(reports),
     )
@@ -451,9 +452,9 @@ VARIABLES = Study(
     title="Several variables in one state",
     question="Can one rotation hold several variables in disjoint coordinates as well as a trained low-rank subspace does?",
     caveat=(
-        "Small models, one block each, one to three seeds, and learning rates chosen with 16 coordinates. Of Gemma-3-270M the "
-        "cities alone, and four methods where it is not 16. Comparisons are not corrected for their number, and that two methods "
-        "are not told apart does not make them equal."
+        "Small models, one block each, one to three seeds, and learning rates chosen with 16 coordinates. Of Gemma-3-270M no "
+        "nouns, and four methods but for the cities with 16. Comparisons are not corrected for their number, and that two "
+        "methods are not told apart does not make them equal."
     ),
     conditions={
         f"{model}_{entities}_{count}": condition(model, entities, count, (model, entities) != ("smollm2", NOUNS))

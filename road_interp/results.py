@@ -72,7 +72,7 @@ class Result:
             raise InputError("a table needs pandas: pip install pandas") from None
         return DataFrame([columns(record) for record in self.records()])
 
-    def to_json(self) -> str:
+    def to_json(self, with_summary: bool = True) -> str:
         """All fields as JSON text, with format version, provenance and summary; lists of booleans as strings of 0 and 1.
 
         Raises InputError for a value that is no number, text, tuple, mapping or dataclass.
@@ -81,7 +81,7 @@ class Result:
         provenance = self.provenance or current_provenance(seeds if isinstance(seeds, tuple) else ())
         values = {name: value for name, value in _plain(self).items() if name != "provenance"}
         content = {"format": FORMAT, "result": type(self).__name__, **values, "provenance": _plain(provenance)}
-        if (summary := self.summary()) is not None:
+        if with_summary and (summary := self.summary()) is not None:
             content["summary"] = summary
         return json.dumps(content, separators=(",", ":"), default=_python_numbers)
 

@@ -48,8 +48,15 @@ def _study(content: Content) -> Content:
     return {**_rows("together", _without("summary"))(_without("gap to training alone")(content)), "alone": alone}
 
 
+def _stretches(row: Content) -> Content:
+    if not {"major", "minor"} <= row.keys():
+        return row
+    return {**_without("major", "minor")(row), "stretches": [row["major"], row["minor"]]}
+
+
 CHANGES: Mapping[str, Callable[[Content], Content]] = {
     "AblationReport": _rows("rows", _ablation),
+    "AngleReport": _rows("sites", _stretches),
     "ControlReport": lambda content: {"steps": None, "words": [], "divergences": {}, "directions": {}} | {**content},
     "CostReport": _rows("methods", lambda row: {"effective": None} | {**row}),
     "InterferenceReport": _without("costs"),

@@ -76,7 +76,7 @@ RESULTS = [
     CostReport(8, 2, "cpu", 1, (MethodCost("swap", 4, 4, (1.0, 2.0, 4.0)),)),
     DepthReport((0,), (1, 2), (1,), (((SWAP,), (SWAP,)),)),
     VARIABLES,
-    VariablesComparison("m", "t", ("x",), 0, 1, 2, 0, (1, 1, 1), (1, 1, 1), (), (), (), (VARIABLES, VARIABLES)),
+    VariablesComparison("m", "t", ("x",), 0, 1, 2, 0, (1, 1, 1), (1, 1, 1), (), (), (), (), (VARIABLES, VARIABLES)),
 ]
 ROWS = {
     "AblationReport": 2,

@@ -72,6 +72,7 @@ def test_the_json_says_what_it_is_and_where_it_came_from(monkeypatch):
     content = json.loads(REPORT.to_json())
     assert (content["format"], content["result"]) == (FORMAT, "Report")
     assert content["summary"] == {"parts": 2}
+    assert json.loads(REPORT.to_json(with_summary=False)) == {key: content[key] for key in content if key != "summary"}
     assert content["parts"] == [{"name": "a", "right": "101"}, {"name": "b", "right": []}]
     assert content["title"] == "Ü"
     made = content["provenance"]

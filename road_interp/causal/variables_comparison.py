@@ -57,7 +57,8 @@ class VariablesComparison(Result):
         answered: numbers of entities and of questions that the model answers rightly, and of questions that it was asked.
         pairs: numbers of training, validation and test pairs.
         cell_sizes: cell (as in VariablePairs) and number of each run of test pairs of one cell, in the order of the pairs.
-        clusters: of every test pair, as in VariablePairs.
+        cluster_names: of the clusters of entities.
+        cluster_numbers: of every test pair the places of its two clusters in `cluster_names`.
         trials: every training.
         reports: the controls, and the best training of every method by validation.
     """
@@ -72,7 +73,8 @@ class VariablesComparison(Result):
     answered: tuple[int, int, int]
     pairs: tuple[int, int, int]
     cell_sizes: tuple[tuple[str, int], ...]
-    clusters: tuple[tuple[str, str], ...]
+    cluster_names: tuple[str, ...]
+    cluster_numbers: tuple[tuple[int, int], ...]
     trials: tuple[Trial, ...]
     reports: tuple[VariablesReport, ...]
 
@@ -80,6 +82,11 @@ class VariablesComparison(Result):
     def cells(self) -> tuple[str, ...]:
         """The cell of every test pair."""
         return tuple(cell for cell, count in self.cell_sizes for _ in range(count))
+
+    @property
+    def clusters(self) -> tuple[tuple[str, str], ...]:
+        """The clusters of the entities of every test pair, as in VariablePairs."""
+        return tuple((self.cluster_names[first], self.cluster_names[second]) for first, second in self.cluster_numbers)
 
     def records(self) -> Sequence[Any]:
         """A row per method and control; where none was tested, a row per training."""
@@ -95,11 +102,11 @@ class VariablesComparison(Result):
         Disentangle and its interval are NaN where a cell has no other pair. Scores by variable and numbers of entities are left
         out. Raises InputError for a cluster that no pair has.
         """
-        if not any(cluster in both for both in self.clusters):
+        all_clusters, all_cells = self.clusters, self.cells
+        rows = [row for row, both in enumerate(all_clusters) if cluster not in both]
+        if len(rows) == len(all_clusters):
             raise InputError(f"no test pair has an entity of the cluster '{cluster}'")
-        rows = [row for row, both in enumerate(self.clusters) if cluster not in both]
-        of_pairs = self.cells
-        cells, clusters = [of_pairs[row] for row in rows], [self.clusters[row] for row in rows]
+        cells, clusters = [all_cells[row] for row in rows], [all_clusters[row] for row in rows]
         weights = cell_weights(self.variables)
         reports = []
         for report in self.reports:
@@ -110,12 +117,20 @@ class VariablesComparison(Result):
                 disentangle = float(sum(weight * of_cells[cell] for cell, weight in weights.items()))
                 left = replace(left, disentangle=disentangle, interval=mean_interval(outcomes, clusters, cells, weights))
             reports.append(left)
-        return replace(self, cell_sizes=count_runs(cells), clusters=tuple(clusters), reports=tuple(reports))
+        names, numbers = number_clusters(clusters)
+        runs = count_runs(cells)
+        return replace(self, cell_sizes=runs, cluster_names=names, cluster_numbers=numbers, reports=tuple(reports))
 
 
 def count_runs(cells: Sequence[str]) -> tuple[tuple[str, int], ...]:
     """Every run of equal cells: the cell and the length."""
     return tuple((cell, len(list(run))) for cell, run in groupby(cells))
+
+
+def number_clusters(clusters: Sequence[tuple[str, str]]) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+    """`cluster_names` and `cluster_numbers` of pairs whose clusters are given by name."""
+    places = {name: place for place, name in enumerate(dict.fromkeys(name for both in clusters for name in both))}
+    return tuple(places), tuple((places[first], places[second]) for first, second in clusters)
 
 
 def disentangle_over_seeds(

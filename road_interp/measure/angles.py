@@ -24,7 +24,8 @@ class SiteAngles:
     Attributes:
         name, layer, kind: of the site; a kind that several block stacks have is preceded by the name of the stack.
         angle: radians in (-pi, pi], one per plane.
-        major, minor: the two stretches of each plane map (singular values, factors); equal for road_1.
+        stretches: of the plane maps (singular values, factors), each with a value per plane: the larger and the smaller, or one
+            list where they are equal in every plane, as for road_1.
         reflection: whether the orthogonal factor of the plane map is a reflection; `angle` is then twice the angle of its axis.
     """
 
@@ -32,9 +33,18 @@ class SiteAngles:
     layer: int | None
     kind: str
     angle: tuple[float, ...]
-    major: tuple[float, ...]
-    minor: tuple[float, ...]
+    stretches: tuple[tuple[float, ...], ...]
     reflection: tuple[bool, ...]
+
+    @property
+    def major(self) -> tuple[float, ...]:
+        """The larger stretch of each plane map, a factor."""
+        return self.stretches[0]
+
+    @property
+    def minor(self) -> tuple[float, ...]:
+        """The smaller stretch of each plane map, a factor."""
+        return self.stretches[-1]
 
     @property
     def shares(self) -> dict[str, float]:
@@ -125,7 +135,8 @@ def angles(adapter: Source) -> AngleReport:
         *numbers, reflection = adapter.polar(site)
         dtype = np.float32 if numbers[0].dtype == torch.float32 else np.float64
         angle, major, minor = (tuple(float(str(dtype(value))) for value in each.tolist()) for each in numbers)
-        sites.append(SiteAngles(site.name, site.layer, kinds[site.name], angle, major, minor, tuple(reflection.tolist())))
+        stretches = (major,) if major == minor else (major, minor)
+        sites.append(SiteAngles(site.name, site.layer, kinds[site.name], angle, stretches, tuple(reflection.tolist())))
     return AngleReport(adapter.variant, adapter.group_size, tuple(sites))
 
 

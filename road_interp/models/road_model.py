@@ -634,8 +634,8 @@ class RoadModel(PyveneModel):
                     intervention.row_maps = None
 
     def _check_weights(self) -> None:
-        """Raise InputError if the weights are not as this model left them, or the bank has got other adapters: `MergeState.check`,
-        `_check_bank`."""
+        """Raise InputError if the weights are not as this model left them, or the bank has got adapters of another model or in
+        place of the merged one."""
         self._check_bank()
         self._merging.check(self.model, self.bank)
 

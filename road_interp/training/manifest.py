@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,13 @@ def record(results: Path, path: Path, result: Result, seconds: float, precision:
     with locked(results):
         content = read_manifest(results)
         content[path.relative_to(results).as_posix()] = entry
-        write_atomically(results / MANIFEST, json.dumps(dict(sorted(content.items())), indent=1) + "\n")
+        write_atomically(results / MANIFEST, as_text(content))
+
+
+def as_text(content: Mapping[str, Any]) -> str:
+    """The manifest as JSON with a line per file, sorted."""
+    lines = (f" {json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(content.items()))
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def read_manifest(results: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The pieces of a study: those that are missing are measured, and all that are stored are read.
 
 Each piece (one condition and seed) is stored as `RESULTS/STUDY/CONDITION/seed-N.json`, and is measured only if that file is
-missing.
+missing. It holds no summary, whose intervals would stay those of the day when they were computed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from road_interp.errors import InputError, did_you_mean
-from road_interp.files import check_folder
+from road_interp.files import check_folder, write_atomically
 from road_interp.from_mapping import from_mapping
 from road_interp.models.loading import find_device
 from road_interp.progress import Progress, silent
@@ -54,7 +54,7 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
                 started = time.monotonic()
                 result = _measure(study, slug, seed, options, progress)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                result.save(path)
+                write_atomically(path, result.to_json(with_summary=False) + "\n")
                 training = getattr(_recipe(study, slug, seed, options), "training", None)
                 precision = None if training is None else forward_precision(training, find_device(None))
                 record(options.folder, path, result, time.monotonic() - started, precision)

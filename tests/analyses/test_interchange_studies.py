@@ -24,7 +24,7 @@ from road_interp.causal.method_scores import TaskScores
 from road_interp.causal.methods import DAS, STACKED
 from road_interp.causal.noun_task import number_and_gender
 from road_interp.causal.variables import cell_weights
-from road_interp.causal.variables_comparison import VariablesComparison, disentangle_over_seeds
+from road_interp.causal.variables_comparison import VariablesComparison, disentangle_over_seeds, number_clusters
 from road_interp.errors import InputError
 from road_interp.measure.intervals import mean_interval, mean_of_seeds, value_interval
 from road_interp.progress import silent
@@ -248,10 +248,18 @@ def test_the_most_frequent_group_and_the_scores_without_it(known):
         found.without("lagon")
     with pytest.raises(InputError, match="these comparisons have no cause by variable, as after `without`"):
         plots.variables([less], quantity="cause")
-    one_cell = replace(found, clusters=tuple(("x", "x") if cell == found.cells[0] else ("y", "y") for cell in found.cells))
+    one_cell = in_clusters(found, [("x", "x") if cell == found.cells[0] else ("y", "y") for cell in found.cells])
     assert np.isnan([one_cell.without("x").of("deep RoAd").disentangle, *one_cell.without("x").of("deep RoAd").interval]).all()
-    for kept in (one_cell.without("x"), replace(found, clusters=tuple(("x", "y") for _ in found.cells)).without("x")):
+    for kept in (one_cell.without("x"), in_clusters(found, [("x", "y") for _ in found.cells]).without("x")):
         assert np.isnan(disentangle_over_seeds([kept], "deep RoAd", "no swap")).all()
+
+
+def in_clusters(found, clusters):
+    """The comparison with the clusters of its test pairs replaced."""
+    names, numbers = number_clusters(clusters)
+    changed = replace(found, cluster_names=names, cluster_numbers=numbers)
+    assert changed.clusters == tuple(clusters)
+    return changed
 
 
 @pytest.fixture

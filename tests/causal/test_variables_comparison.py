@@ -25,6 +25,7 @@ from road_interp.causal.variables_comparison import (
     compare_variables,
     count_runs,
     disentangle_over_seeds,
+    number_clusters,
 )
 from road_interp.errors import InputError
 from road_interp.measure.intervals import wilson
@@ -58,7 +59,8 @@ def test_seeds_are_pooled_over_the_groups_that_they_share():
     def comparison(outcomes, seed):
         value, counts = float(np.mean(outcomes)), ((1, 1, 1), (1, 1, 1))
         report = VariablesReport("x", "s", "m", 1, 1, 0, 0.1, 0.5, 6, (), value, (0.0, 1.0), tuple(outcomes))
-        return VariablesComparison("m", "x", VARIABLES, 0, 1, 1, seed, *counts, count_runs(cells), groups, (), (report,))
+        clusters = number_clusters(groups)
+        return VariablesComparison("m", "x", VARIABLES, 0, 1, 1, seed, *counts, count_runs(cells), *clusters, (), (report,))
 
     one, other, same = comparison(right, 0), comparison([not each for each in right], 1), comparison(right, 2)
     value, low, high = disentangle_over_seeds([one], "m")
@@ -129,7 +131,7 @@ def test_the_figure_has_a_line_per_method_and_a_level_per_control(runs):
         report = measure_variables(runs, nothing, "no swap", 0, seed)
         scores = tuple(replace(score, cause=cause) for score in report.scores)
         trained = replace(report, method=SHARED, coordinates=count, scores=scores, disentangle=(1 + cause) / 2)
-        counts, pairs = ((1, 1, 1), (1, 1, 1)), (count_runs(runs.pairs.cells), runs.pairs.groups)
+        counts, pairs = ((1, 1, 1), (1, 1, 1)), (count_runs(runs.pairs.cells), *number_clusters(runs.pairs.groups))
         return VariablesComparison("m", "x", VARIABLES, 0, count, 1, seed, *counts, *pairs, (), (report, trained))
 
     found = [comparison(1, 0, 0.2), comparison(1, 1, 0.4), comparison(4, 0, 0.8)]
