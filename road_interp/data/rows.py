@@ -90,6 +90,18 @@ def _files_of(folder: str, config: str | None) -> dict[str, list[Path]]:
     return files if all(path.suffix in TEXT_FORMATS for paths in files.values() for path in paths) else {}
 
 
+def split_files(identifier: str, split: str) -> list[Path]:
+    """The local text files that `read_rows` reads; none for a data set of the Hub, and for what cannot be read."""
+    path = Path(os.path.expanduser(resolved := resolve(identifier)))
+    if is_file(path):
+        return [path]
+    name, _, named_split = resolved.partition(":")
+    try:
+        return _files_of(name, None).get(named_split or split, [])
+    except (OSError, RuntimeError, ValueError):
+        return []
+
+
 def check_column(data: Dataset, column: str, identifier: str, role: str) -> None:
     """Raise InputError for a column that the data do not have; `role` is what it is for."""
     if column not in data.column_names:

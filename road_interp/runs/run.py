@@ -18,6 +18,7 @@ from road_interp.adapters.modules_to_save import load_tensors, read_safetensors
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.data.labelled import label_options, with_glue_defaults
+from road_interp.data.rows import split_files
 from road_interp.errors import InputError
 from road_interp.files import read_json_object, write_atomically
 from road_interp.measure.composition import CompositionReport
@@ -131,13 +132,13 @@ class Run:
             raise InputError(f"'{self.folder}': the labels of {whose} are {now} now, and were {then} when it was trained")
 
     def trained_on(self, data: str) -> bool:
-        """Whether a file, by its content, or the split of a data set is the one that the training texts were taken from."""
-        recipe, digest = self.recipe, sha256_of(data)
+        """Whether files, by their contents, or the split of a data set hold texts that the training texts were taken from."""
+        recipe = self.recipe
         sources = [recipe.data] if isinstance(recipe, ClassificationRecipe) else recipe.tasks.values()
-        trained = {each: getattr(source, "split", "train") for source in sources if (each := getattr(source, "id", None))}
-        if digest is not None:
-            return digest in map(sha256_of, trained)
-        return _with_split(data, "test") in [_with_split(each, split) for each, split in trained.items()]
+        trained = [(each, getattr(source, "split", "train")) for source in sources if (each := getattr(source, "id", None))]
+        if digests := _digests(data, "test"):
+            return any(digests & _digests(*each) for each in trained)
+        return _with_split(data, "test") in [_with_split(*each) for each in trained]
 
     @property
     def composition(self) -> CompositionReport | MultiTaskAccuracyReport:
@@ -261,6 +262,11 @@ class Run:
             what = f"'{repo_id}' executes code from the repository of '{run.recipe.model.id}'"
             raise InputError(f"{what}; review it, then pass trust_remote_code=True")
         return run
+
+
+def _digests(identifier: str, split: str) -> set[str]:
+    """The hashes of the local files that a split is read from."""
+    return {digest for path in split_files(identifier, split) if (digest := sha256_of(str(path))) is not None}
 
 
 def _with_split(identifier: str, split: str) -> str:

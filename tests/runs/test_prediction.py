@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import shutil
 from dataclasses import asdict, replace
 
 import pandas
@@ -126,6 +127,19 @@ def test_texts_that_the_command_cannot_predict_are_named(finished, tmp_path, cap
         code, out, err = run(capsys, monkeypatch, "predict", finished.folder, data)
         assert (code, out) == (2, "")
         assert message in err
+
+
+def test_texts_of_a_folder_that_the_run_was_trained_on_are_noticed(finished, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / f"{split}.csv").write_text(f"text,label\n{split} text,good\n")
+    shutil.copy(folder / "train.csv", tmp_path / "copy.csv")
+    trained = replace(finished, recipe=replace(finished.recipe, data=replace(finished.recipe.data, id=str(folder))))
+    for data in (f"{folder}:train", folder / "train.csv", tmp_path / "copy.csv"):
+        assert trained.trained_on(str(data))
+    for data in (folder, f"{folder}:test", folder / "test.csv", folder / "no.csv", f"{folder}:no", tmp_path, "hub/set"):
+        assert not trained.trained_on(str(data))
 
 
 def test_evaluate_writes_the_predictions_of_the_scored_texts(finished, workplace, capsys, monkeypatch, tmp_path):
