@@ -140,7 +140,7 @@ sbom: test-wheel
 	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom
 	$(RELEASE)/bin/cyclonedx-py environment --output-file dist/road-interp.cdx.json $(EMPTY)/bin/python
 
-# Line coverage of `make test`, without subprocesses.
+# Line coverage of `make test` and `make test-training`, without subprocesses.
 coverage: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(TESTED)" \
 		--cov road_interp --cov-report term-missing:skip-covered

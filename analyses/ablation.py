@@ -2,7 +2,7 @@
 
     road-interp study ablation                # sentiment-minilm, three seeds
     road-interp study ablation-smollm2        # two behaviours of SmolLM2: components and planes only
-    road-interp study ablation-sst2 glue=FOLDER      # components only, on GLUE's SST-2, against a margin of equivalence
+    road-interp study ablation-sst2 glue=FOLDER      # components only, on phrases of SST-2, against a margin of equivalence
 
 Runs that train angles only or magnitudes only are compared with the run of the same seed that trains both.
 """
