@@ -20,6 +20,7 @@ from matplotlib.pyplot import subplots
 from matplotlib.style import context
 
 from road_interp import plots
+from road_interp.adapters.joined_names import join_names
 from road_interp.cli.app import main_of
 from road_interp.data.labelled import load_labelled
 from road_interp.data.multitask import format_prompts, load_multitask_data
@@ -83,9 +84,10 @@ def measure_smollm2(piece: Piece) -> DriftStudy:
     recipe = piece.recipe
     data, tokenizer = load_multitask_data(recipe), load_tokenizer(recipe.model)
     prompts = format_prompts(recipe, [review.text for review in (*data.validation, *data.test)], tokenizer)
-    batches = text_batches(prompts, tokenizer, recipe.model.max_length)
+    batches = text_batches(prompts, tokenizer, recipe.model.max_length, add_special_tokens=False)
     base, tuned = load_model(recipe.model)[0], run_of(piece).load_model()
-    names = {"base_name": recipe.model.name, "tuned_name": "label+closing, co-activation 0.5"}
+    method = f"{join_names(recipe.task_names)}, co-activation {recipe.co_activation:g}"
+    names = {"base_name": recipe.model.name, "tuned_name": method}
     return DriftStudy((drift(base, tuned, batches, "last", **names, progress=piece.progress),), ({},))
 
 

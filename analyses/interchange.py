@@ -37,15 +37,19 @@ from road_interp.training.study_runs import language_model
 
 SPANS = {"agreement": "subject", "gender": "name", "agr_gender": "name", "agr_sv_num_pp": "subject"}
 BUILT_IN = ("agreement", "gender")
-PREFIX = "<|endoftext|>"  # the separator of SmolLM2's training texts
 QUICK = ("steps=3", "pairs=[32, 8, 16]")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the interchange studies: model, site of the intervention, training steps, and pairs per split."""
+    """Settings of the interchange studies: model, site of the intervention, training steps, and pairs per split.
+
+    Attributes:
+        prefix: text before every text; by default the separator of SmolLM2's training texts, which another model lacks.
+    """
 
     model: str = SMOLLM2
+    prefix: str = "<|endoftext|>"
     templates: str | None = None
     task: str = "agreement"
     layer: int = 15
@@ -58,7 +62,7 @@ def model_and_pairs(settings: Settings) -> tuple[Any, Splits]:
     """The model, and the pairs of the task. The seed divides the words among the splits, too."""
     model, tokenizer = language_model(settings.model)
     templates = None if settings.task in BUILT_IN else settings.templates
-    return model, load_pairs(settings.task, tokenizer, settings.pairs, settings.seed, templates, PREFIX)
+    return model, load_pairs(settings.task, tokenizer, settings.pairs, settings.seed, templates, settings.prefix)
 
 
 def place_of(settings: Settings) -> tuple[int, str]:

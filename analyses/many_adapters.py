@@ -13,6 +13,7 @@ import numpy as np
 
 from road_interp import plots
 from road_interp.cli.app import main_of
+from road_interp.from_mapping import FieldError
 from road_interp.measure.bank_cost import BankCostReport, bank_cost
 from road_interp.measure.joint_training import JointTrainingReport, joint_training
 from road_interp.models.loading import find_device, load_model
@@ -41,11 +42,15 @@ class TrainingSettings:
     rounds: int = 3
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.most < 1:
+            raise FieldError("most", "must be at least 1")
+
 
 def measure_training(piece: Piece) -> JointTrainingReport:
     settings = piece.recipe
     base = load_model(ModelRecipe(settings.model), "causal-lm")[0].to(find_device(None))
-    counts = [count for count in (1, 2, 4, 8) if count <= settings.most]
+    counts = [2**power for power in range(settings.most.bit_length())]
     return joint_training(base, counts, settings.batch, settings.length, settings.rounds, settings.seed, piece.progress)
 
 

@@ -25,7 +25,7 @@ class InterchangeReport(Result):
         parameters: number of trained values; 0 for an untrained interchange.
         examples: number of pairs, the denominator of all fractions.
         accuracy: interchange intervention accuracy: fraction of pairs for which the source's answer is more likely than the
-            base's under the interchange.
+            base's under the interchange. In a model of bf16 or fp16 both may be equally likely, which does not count.
         interval: its 95% interval over the words of `CounterfactualPairs.clusters`, because pairs that share a word are not
             independent.
         flipped: fraction of pairs for which the base's answer is more likely without the interchange and the source's with it.

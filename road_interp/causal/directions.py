@@ -20,8 +20,9 @@ def swap_along(basis: Float[Tensor, "width k"]) -> Interchange:
     """The interchange that replaces the coordinates along the orthonormal columns of `basis` by those of the source."""
 
     def swap(base: Tensor, source: Tensor) -> Tensor:
-        wide = base.to(basis.dtype)
-        return (wide + (source.to(basis.dtype) - wide) @ basis @ basis.T).to(base.dtype)
+        dtype = torch.promote_types(base.dtype, basis.dtype)
+        columns, wide = basis.to(dtype), base.to(dtype)
+        return (wide + (source.to(dtype) - wide) @ columns @ columns.T).to(base.dtype)
 
     return swap
 

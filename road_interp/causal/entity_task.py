@@ -327,8 +327,10 @@ def spans_of(question: Question) -> dict[str, str]:
 
 def _can_be_encoded(pair: Pair, tokenizer: PreTrainedTokenizerBase, prefix: str) -> bool:
     """Whether the answers begin with different tokens, each of them new after the text."""
-    try:
-        encode_pairs([pair], tokenizer, prefix=prefix)
-    except InputError:
-        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # all pairs together are warned of when they are encoded
+        try:
+            encode_pairs([pair], tokenizer, prefix=prefix)
+        except InputError:
+            return False
     return True

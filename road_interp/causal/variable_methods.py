@@ -52,7 +52,8 @@ class SeparateInterchanges(nn.Module):
 
     def forward(self, base: Tensor, source: Tensor, subspaces: Sequence[Sequence[int]]) -> Tensor:
         """`base` with the subspaces of every row's variables from `source`."""
-        wide, other = base.float(), source.float()
+        dtype = torch.promote_types(base.dtype, torch.float32)
+        wide, other = base.to(dtype), source.to(dtype)
         chosen = selected_entries(subspaces, None, len(self.each), wide)
         changes = [(each(wide, other) - wide) * chosen[:, [index]] for index, each in enumerate(self.each)]
         return (wide + torch.stack(changes).sum(0)).to(base.dtype)

@@ -139,7 +139,8 @@ def train_variables(
         The loss of every step (nats).
 
     Raises:
-        InputError: an interchange that cannot be applied to the states of `runs` or has nothing to train, or no steps.
+        InputError: an interchange that cannot be applied to the states of `runs` or has nothing to train, no steps, or no pair
+            that asks for the swapped variable.
     """
     check_argument("causal.train_variables", runs, VariableRuns, "VariableRuns(model, pairs, layer, variables)")
     runs.check("causal.train_variables", interchange)
@@ -147,6 +148,8 @@ def train_variables(
         raise InputError(f"isolation must be a finite weight of at least 0, not {isolation!r}")
     runs.runs.check_model()
     is_cause = torch.tensor(runs.pairs.is_cause, device=runs.targets.device)
+    if not is_cause.any():
+        raise InputError("no pair asks for the variable that is swapped: there is nothing to train the cause on")
     share = isolation * float(is_cause.sum()) / max(1, int((~is_cause).sum()))
     weights = torch.where(is_cause, 1.0, share)
 

@@ -119,7 +119,8 @@ class DisentangleReport(Result):
 
     def _with_interval(self, value: float, values: Float[np.ndarray, "seeds texts"], paired: bool) -> tuple[float, float, float]:
         mean, low, high = mean_over_seeds(values.ravel(), len(values), paired or self.metric != "accuracy")
-        return value, max(low + value - mean, -1.0), min(high + value - mean, 1.0)
+        farthest = 2.0 if paired and self.metric != "accuracy" else 1.0  # correlations differ by up to 2
+        return value, max(low + value - mean, -farthest), min(high + value - mean, farthest)
 
     def _mean(self, name: str) -> float:
         labels = np.asarray(self.labels)

@@ -29,7 +29,8 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paire
     RARE examples differ, the interval of a difference is not narrower than that of equal outcomes.
 
     Args:
-        outcomes: concatenated over seeds: rates (from 0 to 1), or paired differences of them (from -1 to 1).
+        outcomes: concatenated over seeds: rates (from 0 to 1), or paired differences of them (from -1 to 1), or differences of
+            such differences (from -2 to 2).
         seeds: number of seeds.
         paired: whether they are differences.
     """
@@ -49,13 +50,14 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paire
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts if degrees > 0)
     quantile = float(stats.t.ppf(0.975, freedom))
     half = quantile * variance**0.5
+    farthest = 2.0 if np.abs(values).max() > 1 else 1.0
     if paired and np.count_nonzero(values.any(0)) < RARE:
-        half = max(half, wilson(0, count)[1])
+        half = max(half, farthest * wilson(0, count)[1])
     low, high = mean - half, mean + half
     if not paired and _is_rare(mean, variance):
         bounds = _wilson_of_variance(mean, variance, quantile)
         low, high = min(low, bounds[0]), max(high, bounds[1])
-    return (mean, max(low, -1.0 if paired else 0.0), min(high, 1.0))
+    return (mean, max(low, -farthest), min(high, farthest)) if paired else (mean, max(low, 0.0), min(high, 1.0))
 
 
 def mean_over_divisions(
@@ -115,7 +117,8 @@ def mean_interval(
     successes or failures, in as many trials as have the variance of its mean, adds to the square of either half of the interval
     by how much the square of Wilson's exceeds that of its own jackknife; and where fewer than RARE examples differ, the interval
     of a difference is not narrower than that of equal outcomes of independent examples. In simulations with 24 and 40 words and
-    400 pairs, intervals of a rate of .98 held it in about .9 of the cases, in .8 without this.
+    400 pairs, intervals of a rate of .98 held it in about .9 of the cases, in .8 without this. The two rules do not meet: of 400
+    pairs of 24 words, all right have [.758, 1] and all right but one [.984, 1].
 
     Args:
         clusters: of every example, one or two, such as the words of base and source.
@@ -149,14 +152,14 @@ def value_interval(
     """95% interval of a mean of values without bounds, such as log odds, by the jackknife of `mean_interval`.
 
     With cells it is that of their mean, in which all count equally. Infinite for too few clusters, and for values that are equal
-    in every cell or cancel each other in every cluster.
+    in every cell or cancel each other in every cluster, up to the rounding of fp32.
     """
     cells = [""] * len(values) if cells is None else cells
     members = {cell: np.array([each == cell for each in cells]) for cell in dict.fromkeys(cells)}
     mean = float(np.mean([values[of_cell].mean() for of_cell in members.values()]))
     weights = dict.fromkeys(members, 1 / len(members))
     half = _half_width(values, clusters, members, weights)
-    return (-np.inf, np.inf) if half < 1e-9 else (mean - half, mean + half)
+    return (-np.inf, np.inf) if half < 1e-6 else (mean - half, mean + half)
 
 
 def _half_width(

@@ -120,10 +120,13 @@ class MultiTaskAccuracyStudy(Result):
     longer: MultiTaskAccuracyStudy | None = None
 
     def summary(self) -> dict[str, Any]:
-        """Gap of every method to the tasks trained alone."""
-        return {
-            "gap to training alone": {each.method: {task: self.gap(task, each) for task in each.tasks} for each in self.together}
-        }
+        """Gap of every method to the tasks trained alone, and what more epochs save."""
+        gaps = {each.method: {task: self.gap(task, each) for task in each.tasks} for each in self.together}
+        if self.longer is None:
+            return {"gap to training alone": gaps}
+        both = [each for each in self.longer.together if each.method in gaps]
+        closed = {each.method: {task: self.gap_closed(task, each.method) for task in each.tasks} for each in both}
+        return {"gap to training alone": gaps, "gap closed by more epochs": closed, "more epochs": self.longer.summary()}
 
     def records(self) -> list[dict[str, Any]]:
         """The rows of all reports, each with the method of training."""
@@ -131,7 +134,9 @@ class MultiTaskAccuracyStudy(Result):
         trainings += [("trained alone", each) for each in self.alone.values()]
         for task, each in self.own_planes.items():
             trainings.append(("trained alone on its planes", replace(each, correct={task: each.correct[task]})))
-        return [{"method": method, **row} for method, each in trainings for row in each.records()]
+        rows = [{"method": method, **row} for method, each in trainings for row in each.records()]
+        longer = [] if self.longer is None else self.longer.records()
+        return [*rows, *({**row, "method": f"{row['method']}, more epochs"} for row in longer)]
 
     def gap(self, task: str, report: MultiTaskAccuracyReport) -> tuple[float, float, float]:
         """Accuracy of a task trained alone minus that after joint training with all planes active, and the 95% interval.

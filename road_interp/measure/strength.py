@@ -8,6 +8,7 @@ from typing import Any
 
 from road_interp.arguments import check_callable
 from road_interp.data.behaviours import Behaviour, Review
+from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
 from road_interp.measure.composition import answered, shows
 from road_interp.measure.intervals import same_counts, wilson
@@ -77,6 +78,8 @@ def strength(
         InputError: no reviews, no exponents, or another number of answers than of reviews.
     """
     check_callable("measure.strength", "answering", answering, "a function of an exponent that returns answers")
+    if not reviews:
+        raise InputError("measure.strength needs reviews, one at least")
     shown, perplexities = [], []
     for exponent in strengths:
         answers = answering(exponent)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import CompileConfig, GenerationConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
@@ -136,7 +137,7 @@ class ThroughputMethods:
         """Generation with a different adapter in every row."""
         names = list(self.adapters)[: len(ids)]
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        options = _greedy(self.base, new_tokens)
+        options = _greedy(new_tokens)
         return {
             "bare": lambda: self.base.generate(**inputs, **options),
             "merged": lambda: self.merged.generate(**inputs, **options),
@@ -149,7 +150,7 @@ class ThroughputMethods:
     def one_lora(self, ids: Tensor, new_tokens: int, rank: int) -> dict[str, Call]:
         """Generation with one unmerged LoRA for all rows, and with a merged adapter (RoAd's: merged adapters cost the same)."""
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        options = _greedy(self.base, new_tokens)
+        options = _greedy(new_tokens)
         unmerged = self._peft("LoraConfig", ["default"], r=rank, lora_alpha=rank, init_lora_weights=False)
         return {
             "bare": lambda: self.base.generate(**inputs, **options),
@@ -160,7 +161,7 @@ class ThroughputMethods:
     def few_and_many(self, ids: Tensor, new_tokens: int) -> dict[str, Call]:
         """Generation with the same adapter in every row, and with a different one in every row."""
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        options = _greedy(self.base, new_tokens)
+        options = _greedy(new_tokens)
         names = list(self.adapters)[: len(ids)]
         return {
             "bare": lambda: self.base.generate(**inputs, **options),
@@ -171,10 +172,10 @@ class ThroughputMethods:
     def strengths(self, ids: Tensor, new_tokens: int) -> dict[str, Call]:
         """Generation with a different adapter in every row, as it is and at a different strength in every row."""
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        options = {**_greedy(self.base, new_tokens), "adapter_names": list(self.adapters)[: len(ids)]}
+        options = {**_greedy(new_tokens), "adapter_names": list(self.adapters)[: len(ids)]}
         strengths = [0.5 + row / len(ids) for row in range(len(ids))]
         return {
-            "bare": lambda: self.base.generate(**inputs, **_greedy(self.base, new_tokens)),
+            "bare": lambda: self.base.generate(**inputs, **_greedy(new_tokens)),
             "RoadModel": lambda: self.banked.generate(inputs, **options),
             "RoadModel, strengths": lambda: self.banked.generate(inputs, strengths=strengths, **options),
         }
@@ -226,7 +227,7 @@ class ThroughputMethods:
         mode = "reduce-overhead" if self.base.device.type == "cuda" else "default"  # CUDA graphs
         compiled: Any = CompileConfig(fullgraph=True, dynamic=False, mode=mode)
         compiled._compile_all_devices = True  # by default transformers compiles on GPUs only
-        options = {**_greedy(self.base, new_tokens), "cache_implementation": "static", "compile_config": compiled}
+        options = {**_greedy(new_tokens), "cache_implementation": "static", "compile_config": compiled}
         names: list[str] = list(self.adapters)[: len(ids)]
         bare: Any = _shared_copy(self.base)
         return {
@@ -243,7 +244,7 @@ class StackedLora:
         self.modules: list[Any] = [self.model.get_submodule(site.module) for site in sites]
         self.pairs = []
         for module in self.modules:
-            input_width = module.weight.shape[1]
+            input_width = module.weight.shape[0 if isinstance(module, Conv1D) else 1]
             down = torch.randn(rows, input_width, RANK) / input_width**0.5
             up = torch.randn(rows, RANK, output_width(module)) / 10
             self.pairs.append((down.to(base.device, base.dtype), up.to(base.device, base.dtype)))
@@ -281,5 +282,5 @@ def draw_ids(model: PreTrainedModel, rows: int, length: int) -> Tensor:
     return torch.randint(10, model.config.vocab_size, (rows, length)).to(model.device)
 
 
-def _greedy(model: PreTrainedModel, new_tokens: int) -> dict[str, Any]:
+def _greedy(new_tokens: int) -> dict[str, Any]:
     return {"do_sample": False, "max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "pad_token_id": 0}

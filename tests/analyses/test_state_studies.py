@@ -111,7 +111,7 @@ def moved(known, monkeypatch):
     monkeypatch.setitem(script, "load_model", lambda recipe: (tiny_model("Bert"), []))
     monkeypatch.setitem(script, "load_tokenizer", lambda recipe: None)
     monkeypatch.setitem(script, "load_labelled", lambda data: SimpleNamespace(validation=texts, test=texts))
-    monkeypatch.setitem(script, "text_batches", lambda *_: [token_batch(4), token_batch(3, seed=1)])
+    monkeypatch.setitem(script, "text_batches", lambda *_, **__: [token_batch(4), token_batch(3, seed=1)])
     script["BASELINES"].clear()
     yield trained
     script["BASELINES"].clear()

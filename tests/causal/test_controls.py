@@ -18,6 +18,7 @@ from road_interp.causal.counterfactuals import Pair, Splits, encode_pairs
 from road_interp.causal.directions import cluster_direction, discriminant_direction, mean_difference, probe_direction, swap_along
 from road_interp.causal.interchange_runs import InterchangeRuns, full_swap, no_swap
 from road_interp.causal.methods import DAS, PLANES, STACKED, methods, train_method
+from road_interp.causal.variable_methods import SeparateInterchanges
 from road_interp.errors import InputError
 
 
@@ -143,6 +144,13 @@ def test_swapping_along_a_whole_basis_is_the_full_swap():
     base, source = torch.randn(3, 8), torch.randn(3, 8)
     basis = torch.linalg.qr(torch.randn(8, 8)).Q
     torch.testing.assert_close(swap_along(basis)(base, source), source)
+
+
+def test_swaps_keep_states_of_fp64():
+    base, basis = torch.randn(3, 8, dtype=torch.float64), torch.linalg.qr(torch.randn(8, 2)).Q
+    assert torch.equal(swap_along(basis)(base, base), base)
+    separate = SeparateInterchanges(2, 8, 1, seed=0)
+    assert torch.equal(separate(base, torch.randn_like(base), subspaces=[[]] * 3), base)
 
 
 def test_an_untrained_model_is_the_same_for_a_seed_and_leaves_the_generator_alone(taught):

@@ -252,7 +252,7 @@ def test_what_reads_no_source_is_neither_scored_nor_trained(runs):
             use()
 
 
-def test_settings_of_a_training_are_checked(runs):
+def test_settings_of_a_training_are_checked(runs, monkeypatch):
     masks = MaskedInterchange(2, 32, 2)
     for temperatures in ((1.0, 0.0), (1.0, -1.0), (float("nan"), 1.0), (1.0,), 0.5):
         with pytest.raises(InputError, match="temperatures must be two finite numbers above 0, at the first and the last step"):
@@ -263,6 +263,10 @@ def test_settings_of_a_training_are_checked(runs):
     for isolation in (float("nan"), -1.0, "1"):
         with pytest.raises(InputError, match="isolation must be a finite weight of at least 0"):
             train_variables(runs, low_rank, 1, isolation=isolation)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(runs.pairs), "is_cause", [False] * len(runs.pairs))
+        with pytest.raises(InputError, match="no pair asks for the variable that is swapped"):
+            train_variables(runs, low_rank, 1)
     masks.harden()
     with pytest.raises(InputError, match="a hardened mask is fixed"):
         train_variables(runs, masks, 1)

@@ -128,6 +128,17 @@ def test_few_clusters_say_nothing(paired):
     assert low < 2 / 3 < high
 
 
+def test_noise_of_fp32_does_not_vary():
+    noise = 1e-8 * np.random.default_rng(0).normal(size=30)
+    assert value_interval(noise, [(str(number),) for number in range(30)]) == (-np.inf, np.inf)
+
+
+def test_differences_of_differences_reach_two():
+    value, low, high = mean_over_seeds(np.array([2.0, 2.0, 2.0, 1.0] * 8), 2, paired=True)
+    assert 1 < low < value == 1.75 < high <= 2
+    assert mean_over_seeds(np.array([1.0, 1.0, 1.0, 0.0] * 8), 2, paired=True)[2] <= 1
+
+
 def test_bootstrapped_rows_are_drawn_alike():
     outcomes = np.random.default_rng(0).random((1, 60)) < 0.5
     own, other = bootstrap_means(np.concatenate([outcomes, ~outcomes]))

@@ -66,12 +66,13 @@ def test_the_curve_runs_from_the_least_strength_to_the_largest():
 def test_what_cannot_be_scored_is_refused():
     def measured(answers, reviews=REVIEWS, strengths=(0.0, 1.0)):
         options = {"model": "m", "task": "closing", "behaviour": BEHAVIOURS["closing"]}
-        return measure.strength(lambda t: [Answer("Good.", True)] * answers, lambda answers: 1.0, strengths, reviews, **options)
+        answer = Answer("Good.", True)
+        return measure.strength(lambda t: [answer] * answers, lambda texts: float(len(texts[0])), strengths, reviews, **options)
 
     assert measured(8).rates()[0][0] == 0
     for asked, message in (
         (lambda: measured(7), "7 answers to prompts of 8 reviews"),
-        (lambda: measured(0, reviews=[]), "as many outcomes for each exponent, one at least"),
+        (lambda: measured(0, reviews=[]), "measure.strength needs reviews, one at least"),
         (lambda: measured(8, strengths=()), "one exponent at least"),
         (lambda: replace(report(), perplexity=(1.0,)), "each with its outcomes and its perplexity"),
         (lambda: replace(report(), shown=((True,), (True,), (True, False))), "as many outcomes for each exponent"),

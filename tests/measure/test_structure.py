@@ -221,10 +221,10 @@ def test_what_cannot_be_compared_is_refused():
 
 def test_a_plane_of_magnitude_0_has_no_logarithm():
     found = report(common=0.1)
-    first = replace(found.sites[0], major=(0.0, *found.sites[0].major[1:]))
+    first = replace(found.sites[0], stretches=((0.0, *found.sites[0].major[1:]),))
     with pytest.raises(InputError, match="^site 'layers.0.q': plane 0 has magnitude 0, whose logarithm is not finite$"):
         seed_structure([found, replace(found, sites=(first, *found.sites[1:]))])
-    pair = (replace(first, major=found.sites[0].major), replace(first, name="layers.0.k", kind="k"))
+    pair = (replace(first, stretches=found.sites[0].stretches), replace(first, name="layers.0.k", kind="k"))
     with pytest.raises(InputError, match="^site 'layers.0.k': plane 0 has magnitude 0"):
         query_key(replace(found, sites=pair))
 

@@ -190,6 +190,13 @@ def test_methods_compute_the_same_maps():
     assert torch.equal(base(input_ids=ids).logits, outputs["bare"].logits)
 
 
+def test_lora_is_stacked_at_layers_of_gpt2_whose_weights_are_transposed():
+    methods, ids = ThroughputMethods(tiny_model("GPT2", "causal-lm"), 2), token_batch(2, 5)["input_ids"]
+    with torch.no_grad():
+        outputs = {method: methods.forward(ids)[method]().logits for method in ("bare", "stacked LoRA")}
+    assert (outputs["stacked LoRA"] - outputs["bare"]).abs().max() > 1e-4
+
+
 def test_rotations_keep_less_for_the_backward_pass_than_peft():
     base = tiny_model("Llama", "causal-lm")
     methods = ThroughputMethods(base, 1)

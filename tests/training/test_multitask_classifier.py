@@ -295,6 +295,10 @@ def test_what_more_epochs_save_is_paired():
     right = {"a": {"a": (True,) * 8, "a+b": (True,) * 8}, "b": joint.correct["b"]}
     both = replace(study(), longer=replace(study(), together=(replace(joint, correct=right),)))
     assert [both.gap_closed(task, "joint")[0] for task in "ab"] == [0.5, 0]
+    assert both.summary()["gap closed by more epochs"]["joint"]["a"] == both.gap_closed("a", "joint")
+    methods = [row["method"] for row in both.records()]
+    assert len(methods) == 2 * len(study().records())
+    assert methods.count("joint, more epochs") == methods.count("joint") == 4
     other = replace(both.longer, together=(replace(joint, seeds=(0, 2)),))
     with pytest.raises(InputError, match="they cannot be paired"):
         replace(both, longer=other).gap_closed("a", "joint")
