@@ -16,7 +16,9 @@ from road_interp.errors import InputError
 from road_interp.measure import AblationReport, AngleReport, CapacityReport, QueryKey
 from road_interp.measure.parameter_share import MethodOutcomes
 from road_interp.measure.throughput import ThroughputReport, Timing
+from road_interp.progress import silent
 from road_interp.recipes.schema import ThroughputRecipe
+from road_interp.training.study import Piece
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -251,3 +253,15 @@ def test_stored_points_of_the_capacity_have_the_names_of_their_conditions(known)
         for path in (RESULTS / "capacity" / slug).glob("*.json"):
             (point,) = CapacityReport.load(path).points
             assert condition.name in (point.name, f"{point.family.split(',')[0]}, {point.name}", point.family)
+
+
+def test_as_many_adapters_as_are_asked_for_are_trained_jointly(known, monkeypatch):
+    script, counts = script_of(known["joint-training"]), []
+    base = SimpleNamespace(to=lambda device: None)
+    monkeypatch.setitem(script, "load_model", lambda recipe, kind: (base, None))
+    monkeypatch.setitem(script, "joint_training", lambda model, asked, *options: counts.append(asked))
+    for most in (1, 6, 16):
+        script["measure_training"](Piece(script["TrainingSettings"](most=most), "x", 0, Path(), silent))
+    assert counts == [[1], [1, 2, 4], [1, 2, 4, 8, 16]]
+    with pytest.raises(InputError, match="must be at least 1"):
+        script["TrainingSettings"](most=0)

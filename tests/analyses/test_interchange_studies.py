@@ -262,6 +262,15 @@ def in_clusters(found, clusters):
     return changed
 
 
+def test_the_texts_of_another_model_have_its_own_prefix(known, monkeypatch):
+    script, prefixes = script_of(known["controls"]), []
+    monkeypatch.setitem(script, "language_model", lambda model: (None, None))
+    monkeypatch.setitem(script, "load_pairs", lambda *given: prefixes.append(given[-1]))
+    for settings in (script["Settings"](), script["Settings"](model="other", prefix="")):
+        script["model_and_pairs"](settings)
+    assert prefixes == ["<|endoftext|>", ""]
+
+
 @pytest.fixture
 def nouns(known, monkeypatch):
     """Overrides of small studies of nouns with a tiny model; every question is taken as answered rightly."""
