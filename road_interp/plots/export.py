@@ -138,7 +138,8 @@ def draw_variables(comparisons: Sequence[VariablesComparison], result: Result, f
     first, names = comparisons[0], " and ".join(comparisons[0].variables)
     counts = Counter(found.coordinates for found in comparisons).values()
     seeds = f"{min(counts)} to {max(counts)} seeds" if min(counts) < max(counts) else counted(max(counts), "seed")
-    title = f"{readable_name(first.model)}, block {first.layer}, {first.task}{f': {names}' * (names != first.task)}"
+    entities = first.task.replace("_", " ") + f": {names}" * (names != first.task)
+    title = f"{readable_name(first.model)}, block {first.layer}, {entities}"
     with context(plots.STYLE):
         figure, grid = subplots(2, 2, figsize=(7, 5.5), layout="constrained")
         figure.suptitle(f"{title}, {seeds}; bars from lowest to highest seed")
