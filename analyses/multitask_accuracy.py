@@ -46,12 +46,14 @@ def measure(piece: Piece) -> MultiTaskAccuracyReport:
 
 def report(pieces: Pieces) -> MultiTaskAccuracyStudy:
     needs(pieces, *ALONE)
+    if any(slug.endswith(LONGER) for slug in pieces):
+        needs(pieces, f"coact-0.5{LONGER}", *(f"{slug}{LONGER}" for slug in ALONE))
     found = {slug: MultiTaskAccuracyReport.over_seeds(each) for slug, each in pieces.items()}
     longer = {slug.removesuffix(LONGER): each for slug, each in found.items() if slug.endswith(LONGER)}
     study = of_trainings({slug: each for slug, each in found.items() if not slug.endswith(LONGER)})
     if not study.together:
         raise InputError("the report needs a condition with both tasks: measure one with --only coact-0.5")
-    return replace(study, longer=of_trainings(longer)) if {*ALONE, "coact-0.5"} <= set(longer) else study
+    return replace(study, longer=of_trainings(longer)) if longer else study
 
 
 def of_trainings(found: Mapping[str, MultiTaskAccuracyReport]) -> MultiTaskAccuracyStudy:

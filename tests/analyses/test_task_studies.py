@@ -14,6 +14,7 @@ import torch
 from helpers.compositions import composition_report, scripted, with_both_tasks
 from helpers.models import random_adapter, tiny_model
 from helpers.studies import pieces_of, script_of
+from road_interp.errors import InputError
 from road_interp.measure import CompositionReport, InterferenceReport, StrengthReport
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
 from road_interp.recipes import load_recipe
@@ -165,11 +166,13 @@ def test_multitask_accuracy(known, command, monkeypatch, tmp_path):
     assert len(trained) == 9
 
 
-def test_multitask_accuracy_without_longer_trainings(known):
+def test_multitask_accuracy_without_all_longer_trainings(known):
     study = known["multitask-accuracy"]
     report = MultiTaskAccuracyReport("m", "co-activation 0.5", ("a", "b"), (0,), {})
-    some = {slug: [report] for slug in ("coact-0.5", "sentiment-alone", "source-alone", "coact-0.5-longer")}
+    some = {slug: [report] for slug in ("coact-0.5", "sentiment-alone", "source-alone")}
     assert study.report(some).longer is None
+    with pytest.raises(InputError, match="needs the conditions sentiment-alone-longer, source-alone-longer: measure them"):
+        study.report({**some, "coact-0.5-longer": [report]})
 
 
 def test_a_task_alone_on_its_planes_has_few_texts_of_the_other(known):
