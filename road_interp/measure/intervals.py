@@ -15,6 +15,8 @@ from road_interp.errors import InputError
 DRAWS = 2000  # bootstrap samples
 FEWEST = 3  # clusters, of which an interval says something
 RARE = 5  # successes or failures; the interval of a rate with fewer is not symmetric
+NORMAL = float(stats.norm.ppf(0.975))
+CORRELATION = 0.1  # of two outcomes with the same clusters, where too few differ to estimate it
 
 
 def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paired: bool = False) -> tuple[float, float, float]:
@@ -25,8 +27,9 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paire
     (1946). So three seeds that differ give a wide interval, and seeds that agree give that of the examples. Equal outcomes have
     no variance: a rate has the Wilson interval of the examples of one seed, and a difference its width on either side. The
     outcomes of one seed that are all 0 or 1 have the Wilson interval, too. With fewer than RARE successes or failures, in as many
-    trials as have the variance of the mean, any other rate has at either end the wider one of both intervals. Where fewer than
-    RARE examples differ, the interval of a difference is not narrower than that of equal outcomes.
+    trials as have the variance of the mean, any other rate has at either end the wider one of both intervals. Student's quantile
+    stands in Wilson's rule, as in Korn & Graubard's (1998) of surveys, so that it is wide where few seeds say what their
+    variance is. Where fewer than RARE examples differ, the interval of a difference is not narrower than that of equal outcomes.
 
     Args:
         outcomes: concatenated over seeds: rates (from 0 to 1), or paired differences of them (from -1 to 1), or differences of
@@ -54,8 +57,8 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paire
     if paired and np.count_nonzero(values.any(0)) < RARE:
         half = max(half, farthest * wilson(0, count)[1])
     low, high = mean - half, mean + half
-    if not paired and _is_rare(mean, variance):
-        bounds = _wilson_of_variance(mean, variance, quantile)
+    if not paired and _rare_ones(mean, variance) < RARE:
+        bounds = _wilson_of(mean, mean * (1 - mean) / variance, quantile)
         low, high = min(low, bounds[0]), max(high, bounds[1])
     return (mean, max(low, -farthest), min(high, farthest)) if paired else (mean, max(low, 0.0), min(high, 1.0))
 
@@ -108,17 +111,18 @@ def mean_interval(
 ) -> tuple[float, float]:
     """95% interval of a weighted mean of cells, such as tasks, whose examples share clusters, such as words.
 
-    A jackknife over the clusters gives its width; where there are too few of them, it is the whole range. Outcomes that are equal
-    in every cell, or cancel each other in every cluster, have no variance: then the rate of a cell has the Wilson interval of as
-    many trials as it has examples without a common cluster (half of the words at most, where each has two, and one where a word
-    is in all), and a paired difference its width on either side.
+    A jackknife over the clusters gives its width; where there are too few of them, it is the whole range. The jackknife sees
+    nothing in a cell without a failure, and little in one with few. So a rate's cell with fewer than 2 RARE successes or
+    failures, in as many trials as have the variance of its mean, adds to the square of either half of the interval by how much
+    the square of Wilson's exceeds that of its own jackknife; so does every cell where outcomes cancel each other in every
+    cluster. Wilson's interval is that of as many trials as have the jackknife's variance, and of no more than these examples are
+    worth where two with the same clusters are correlated: by CORRELATION where nothing fails, by less with every failure, which
+    tells more of it. Where fewer than RARE examples differ, the interval of a difference is not narrower than that of equal
+    outcomes of as many trials.
 
-    The jackknife sees nothing in a cell without a failure, and little in one with few. So a rate's cell with fewer than RARE
-    successes or failures, in as many trials as have the variance of its mean, adds to the square of either half of the interval
-    by how much the square of Wilson's exceeds that of its own jackknife; and where fewer than RARE examples differ, the interval
-    of a difference is not narrower than that of equal outcomes of independent examples. In simulations with 24 and 40 words and
-    400 pairs, intervals of a rate of .98 held it in about .9 of the cases, in .8 without this. The two rules do not meet: of 400
-    pairs of 24 words, all right have [.758, 1] and all right but one [.984, 1].
+    In simulations with 5, 8, 24 and 40 words, 400 pairs (with 8 words 96, too), effects of a word of .5, 1 and 2 logits, and
+    rates of .95, .98 and .99 (45 cases, 130 times each) the interval held the rate in .89 of the cases or more, from .98 on in
+    .98 or more.
 
     Args:
         clusters: of every example, one or two, such as the words of base and source.
@@ -127,21 +131,19 @@ def mean_interval(
         paired: whether the outcomes are paired differences of rates.
     """
     values = outcomes.astype(float)
-    if values.min() == values.max():
-        return of_equal(float(values[0]), _apart(clusters), paired)
     cells = [""] * len(values) if cells is None else cells
     weights = dict.fromkeys(cells, 1 / len(set(cells))) if weights is None else weights
     members = {cell: np.array([each == cell for each in cells]) for cell in weights}
     mean = sum(weight * values[members[cell]].mean() for cell, weight in weights.items())
     half = _half_width(values, clusters, members, weights)
-    if half < 1e-9:
-        widths = (weights[cell] * _width_of_equal(values, of_cell, clusters, paired) for cell, of_cell in members.items())
-        below = above = sum(widths)
-    elif paired:
-        of_equal_ones = sum((weights[cell] * wilson(0, int(of_cell.sum()))[1]) ** 2 for cell, of_cell in members.items())
-        below = above = max(half, of_equal_ones**0.5 if np.count_nonzero(values) < RARE else 0)
+    parts = [(weights[cell] ** 2, values[of_cell], _rows(clusters, of_cell)) for cell, of_cell in members.items()]
+    cancel = half < 1e-9
+    if paired:
+        few = cancel or np.count_nonzero(values) < RARE
+        of_equal_ones = sum(weight * _wilson_of(0.0, _trials(words))[1] ** 2 for weight, _, words in parts)
+        below = above = max(half, of_equal_ones**0.5 if few else 0)
     else:
-        added = [weights[cell] ** 2 * _added_where_rare(values, clusters, of_cell) for cell, of_cell in members.items()]
+        added = [weight * _added_where_rare(own, words, cancel) for weight, own, words in parts]
         below, above = (half**2 + sum(added)) ** 0.5
     return max(float(mean - below), -1.0 if paired else 0.0), min(float(mean + above), 1.0)
 
@@ -173,25 +175,30 @@ def _half_width(
     return quantile * variance**0.5
 
 
+def _rows(clusters: Sequence[Sequence[str]], chosen: Bool[np.ndarray, " examples"]) -> list[Sequence[str]]:
+    return [clusters[row] for row in chosen.nonzero()[0].tolist()]
+
+
 def _added_where_rare(
-    values: Float[np.ndarray, " examples"], clusters: Sequence[Sequence[str]], chosen: Bool[np.ndarray, " examples"]
+    values: Float[np.ndarray, " examples"], clusters: Sequence[Sequence[str]], cancel: bool
 ) -> Float[np.ndarray, " sides"]:
     """What a cell with few successes or failures adds to the squares of the lower and the upper half of an interval."""
-    own = values[chosen]
-    mean, of_own = float(own.mean()), [clusters[row] for row in chosen.nonzero()[0].tolist()]
-    if mean in (0, 1):
-        return (np.array(wilson(round(mean * len(own)), len(own))) - mean) ** 2
-    variance, quantile = _jackknife(own, of_own, {"": np.ones(len(own), dtype=bool)}, {"": 1.0})
-    at_least = max(variance, mean * (1 - mean) / len(own))
-    if not np.isfinite(variance) or not _is_rare(mean, at_least):
+    variance, quantile = _jackknife(values, clusters, {"": np.ones(len(values), dtype=bool)}, {"": 1.0})
+    mean = float(values.mean())
+    if not np.isfinite(variance):
+        return np.array([mean, 1 - mean]) ** 2
+    binomial = mean * (1 - mean)
+    known = 0.0 if cancel or not binomial else _rare_ones(mean, max(variance, binomial / len(values))) / (2 * RARE)
+    if known >= 1:
         return np.zeros(2)
-    bounds = np.array(_wilson_of_variance(mean, at_least, quantile))
+    trials = min(_trials(clusters, CORRELATION * (1 - known)), binomial / variance if variance else np.inf)
+    bounds = np.array(_wilson_of(mean, trials, quantile))
     return np.maximum((bounds - mean) ** 2 - quantile**2 * variance, 0)
 
 
-def _is_rare(mean: float, variance: float) -> bool:
-    """Whether a rate has fewer than RARE successes or failures in as many trials as have the variance of its mean."""
-    return mean * (1 - mean) / variance * min(mean, 1 - mean) < RARE
+def _rare_ones(mean: float, variance: float) -> float:
+    """The number of successes or failures, whichever are fewer, in as many trials as have the variance of a rate's mean."""
+    return mean * (1 - mean) / variance * min(mean, 1 - mean)
 
 
 def _jackknife(
@@ -236,26 +243,16 @@ def _jackknife(
     return float(variance), float(stats.t.ppf(0.975, max(effective - 1, 1)))
 
 
-def _apart(clusters: Sequence[Sequence[str]]) -> int:
-    """How many examples without a common cluster are found where those of the rarest clusters are taken first."""
-    sets = [frozenset(each) for each in clusters]
-    often = Counter(name for each in sets for name in each)
-    taken: set[str] = set()
-    count = 0
-    for each in sorted({*sets}, key=lambda each: (sum(often[name] for name in each), sorted(each))):
-        if taken.isdisjoint(each):
-            taken |= each
-            count += 1
-    return count
+def _trials(clusters: Sequence[Sequence[str]], correlation: float = CORRELATION) -> float:
+    """How many independent examples are worth as much as these, by their design effect (Kish 1965).
 
-
-def _width_of_equal(
-    values: Float[np.ndarray, " examples"], chosen: Bool[np.ndarray, " examples"], clusters: Sequence[Sequence[str]], paired: bool
-) -> float:
-    """The distance of the farther bound from the mean of outcomes that are equal or cancel each other."""
-    value = float(values[chosen].mean())
-    bounds = of_equal(value, _apart([clusters[row] for row in chosen.nonzero()[0].tolist()]), paired)
-    return max(abs(bound - value) for bound in bounds)
+    Two that have the same clusters are taken to be correlated by `correlation`, two that share one of two by half of it.
+    """
+    of_cluster: Counter[str] = Counter()
+    for names in map(frozenset, clusters):
+        of_cluster.update(dict.fromkeys(names, len(names) ** -0.5))
+    count = len(clusters)
+    return count**2 / ((1 - correlation) * count + correlation * sum(each**2 for each in of_cluster.values()))
 
 
 def of_equal(value: float, trials: int, paired: bool) -> tuple[float, float]:
@@ -266,10 +263,10 @@ def of_equal(value: float, trials: int, paired: bool) -> tuple[float, float]:
     return max(value - width, -1.0), min(value + width, 1.0)
 
 
-def _wilson_of_variance(mean: float, variance: float, quantile: float) -> tuple[float, float]:
-    """Wilson's interval of a rate over as many trials as have the variance of its mean."""
-    share = quantile**2 * variance / (mean * (1 - mean))
-    middle, half = mean + share / 2, (quantile**2 * variance + share**2 / 4) ** 0.5
+def _wilson_of(mean: float, trials: float, quantile: float = NORMAL) -> tuple[float, float]:
+    """Wilson's interval of a rate over a number of independent trials that need not be whole."""
+    share = quantile**2 / trials
+    middle, half = mean + share / 2, (share * mean * (1 - mean) + share**2 / 4) ** 0.5
     return (middle - half) / (1 + share), (middle + half) / (1 + share)
 
 
