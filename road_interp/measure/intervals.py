@@ -122,7 +122,7 @@ def mean_interval(
 
     In simulations with 5, 8, 24 and 40 words, 400 pairs (with 8 words 96, too), effects of a word of .5, 1 and 2 logits, and
     rates of .95, .98 and .99 (45 cases, 130 times each) the interval held the rate in .89 of the cases or more, from .98 on in
-    .98 or more.
+    .98 or more; with 96 pairs in each of twelve cells, of 8 and 30 words that affect all cells alike, in .93 or more.
 
     Args:
         clusters: of every example, one or two, such as the words of base and source.
@@ -136,15 +136,15 @@ def mean_interval(
     members = {cell: np.array([each == cell for each in cells]) for cell in weights}
     mean = sum(weight * values[members[cell]].mean() for cell, weight in weights.items())
     half = _half_width(values, clusters, members, weights)
-    parts = [(weights[cell] ** 2, values[of_cell], _rows(clusters, of_cell)) for cell, of_cell in members.items()]
+    parts = [(weights[cell], values[of_cell], _rows(clusters, of_cell)) for cell, of_cell in members.items()]
     cancel = half < 1e-9
     if paired:
         few = cancel or np.count_nonzero(values) < RARE
-        of_equal_ones = sum(weight * _wilson_of(0.0, _trials(words))[1] ** 2 for weight, _, words in parts)
-        below = above = max(half, of_equal_ones**0.5 if few else 0)
+        of_equal_ones = [weight * _wilson_of(0.0, _trials(words))[1] for weight, _, words in parts]
+        below = above = max(half, float(np.linalg.norm(of_equal_ones)) if few else 0)
     else:
         added = [weight * _added_where_rare(own, words, cancel) for weight, own, words in parts]
-        below, above = (half**2 + sum(added)) ** 0.5
+        below, above = np.hypot(half, np.linalg.norm(added, axis=0))
     return max(float(mean - below), -1.0 if paired else 0.0), min(float(mean + above), 1.0)
 
 
@@ -182,18 +182,18 @@ def _rows(clusters: Sequence[Sequence[str]], chosen: Bool[np.ndarray, " examples
 def _added_where_rare(
     values: Float[np.ndarray, " examples"], clusters: Sequence[Sequence[str]], cancel: bool
 ) -> Float[np.ndarray, " sides"]:
-    """What a cell with few successes or failures adds to the squares of the lower and the upper half of an interval."""
+    """By how much Wilson's interval of a cell with few successes or failures exceeds its jackknife's below and above."""
     variance, quantile = _jackknife(values, clusters, {"": np.ones(len(values), dtype=bool)}, {"": 1.0})
     mean = float(values.mean())
     if not np.isfinite(variance):
-        return np.array([mean, 1 - mean]) ** 2
+        return np.array([mean, 1 - mean])
     binomial = mean * (1 - mean)
     known = 0.0 if cancel or not binomial else _rare_ones(mean, max(variance, binomial / len(values))) / (2 * RARE)
     if known >= 1:
         return np.zeros(2)
     trials = min(_trials(clusters, CORRELATION * (1 - known)), binomial / variance if variance else np.inf)
     bounds = np.array(_wilson_of(mean, trials, quantile))
-    return np.maximum((bounds - mean) ** 2 - quantile**2 * variance, 0)
+    return np.maximum((bounds - mean) ** 2 - (0 if cancel else quantile**2 * variance), 0) ** 0.5
 
 
 def _rare_ones(mean: float, variance: float) -> float:
