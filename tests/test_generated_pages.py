@@ -34,8 +34,8 @@ def test_a_result_page_begins_with_the_question_and_ends_with_the_caveat(generat
 def test_a_result_page_names_the_inputs_of_its_measured_conditions(generate):
     known = studies()
     for name, command in (
-        ("causalgym", "road-interp study causalgym templates=PATH --only agr_gender"),
-        ("variables", "road-interp study variables ravel=PATH --only smollm2_number-gender_1 --only"),
+        ("causalgym", "road-interp study causalgym templates=PATH --only agr_gender --only"),
+        ("variables", "road-interp study variables ravel=PATH\n"),  # all its conditions are measured
         ("controls", "road-interp study controls templates=PATH --only agreement"),
         ("depth", "road-interp study depth\n"),
     ):
