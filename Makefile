@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Every process would compile all of torch's and transformers' modules anew: 12 of the 17 seconds of a short command.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: audit sbom test-bits test-newest setup demo test test-slow test-training test-soak test-docs test-pages test-interop docs \
+.PHONY: audit sbom test-bits test-newest setup demo test test-slow test-training test-soak test-docs test-training-and-docs test-pages test-interop docs \
 	test-notebooks \
 	test-processes test-faults test-compiled test-gpu bench-gpu test-wheel test-oldest demo-locked coverage mutants lint \
 	format notebooks figures results check-results models clean
@@ -58,6 +58,10 @@ test-training: setup
 # The code of every page of the manual, and the texts of all studies.
 test-docs: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --maxschedchunk 1 -m docs
+
+# Both of these in one run, as imports and collection take half a minute; the pages are one file, and about half of the time.
+test-training-and-docs: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "docs or (training and not slow)"
 
 # The manual, as build/docs/index.html. Warnings are errors.
 docs: setup

@@ -25,6 +25,7 @@ from write_numbers import drop_zero
 
 import road_interp
 from road_interp.cli.app import app
+from road_interp.plots.export import for_the_web
 from road_interp.recipes import schema
 from road_interp.training.study import Study, StudyOptions, studies
 from road_interp.training.study_page import command_of
@@ -67,7 +68,8 @@ def result_page(study: Study, folder: Path) -> str:
     """Question, sentence, figures, table, protocol, provenance and caveat of a study; its figures are drawn into the folder."""
     report = read_study(study, StudyOptions(results=RESULTS))
     sentence, rows = study.describe(report)
-    figures = study.draw(report, folder / study.name)
+    with for_the_web():
+        figures = study.draw(report, folder / study.name)
     parts = [
         f"# {study.title}",
         f"**{study.question}**",
@@ -92,7 +94,7 @@ def protocol(study: Study) -> str:
 def provenance(study: Study) -> str:
     """The command of a study, its conditions with seeds and measured minutes, and the versions."""
     manifest = json.loads((RESULTS / "MANIFEST.json").read_text())
-    pieces = {path: entry for path, entry in manifest.items() if path.startswith(f"{study.name}/")}
+    pieces = {path: entry | provenance_of(path) for path, entry in manifest.items() if path.startswith(f"{study.name}/")}
     rows, measured = [], []
     for slug, condition in study.conditions.items():
         own = [entry for path, entry in pieces.items() if path.startswith(f"{study.name}/{slug}/")]
@@ -116,6 +118,12 @@ def provenance(study: Study) -> str:
             *(f"Versions: {each}." for each in versions),
         ]
     )
+
+
+def provenance_of(path: str) -> dict[str, typing.Any]:
+    """The provenance of a stored piece."""
+    made: dict[str, typing.Any] = json.loads((RESULTS / path).read_text())["provenance"]
+    return made
 
 
 # Names

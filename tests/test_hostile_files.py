@@ -1,6 +1,6 @@
 """Damaged files of every kind are understood or refused with InputError: no crash, no file elsewhere, little memory.
 
-`make test` damages 20 files of every kind, `make test-soak` 100,000 in all; helpers/hostile_files.py has the limits.
+`make test` damages 12 files of every kind, `make test-soak` 100,000 in all; helpers/hostile_files.py has the limits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from helpers import hostile_files
 pytest.importorskip("resource", reason="Windows has no limits of resources")
 TESTS = Path(__file__).parent
 KINDS = tuple(hostile_files.KINDS)
-FILES = int(os.environ.get("FILES", "200"))
+FILES = int(os.environ.get("FILES", "120"))
 SLOW = {"gguf": 10}  # fewer files of a kind that takes long to read
 
 

@@ -1,6 +1,6 @@
 """Random programs: after every step a RoadModel gives what dense matrices give on a clean copy of its base model.
 
-`make test` runs 40 programs that compile nothing, `make test-soak` 2,000 (PROGRAMS=2000).
+`make test` runs 25 programs that compile nothing, `make test-soak` 2,000 (PROGRAMS=2000).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
 
-PROGRAMS = int(os.environ.get("PROGRAMS", "40"))
+PROGRAMS = int(os.environ.get("PROGRAMS", "25"))
 COMPILED = CAN_COMPILE and PROGRAMS > 100  # a compilation takes as long as ten programs
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16]])
 INPUTS = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}

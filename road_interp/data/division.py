@@ -20,7 +20,7 @@ def balance_classes(data: Dataset, recipe: DataRecipe, section: str) -> Dataset:
     if recipe.per_class is None:
         return data
     generator = np.random.default_rng(recipe.split_seed)
-    labels = np.asarray(data["label"])
+    labels = np.asarray(data["label"][:])
     kept: list[int] = []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
@@ -41,7 +41,7 @@ def divide(
     data: Dataset, size: int | float, recipe: DataRecipe, classes: Sequence[Any] | None, key: str
 ) -> tuple[Dataset, Dataset]:
     """Split `data` into the rest and `size` examples, stratified by class, with the seed of the recipe; `key` names `size`."""
-    labels = data["label"]
+    labels = data["label"][:]
     try:
         rest, taken = train_test_split(
             np.arange(len(data)), test_size=size, random_state=recipe.split_seed, stratify=None if classes is None else labels
@@ -58,7 +58,7 @@ def divide(
 def divide_by_text(data: Dataset, recipe: DataRecipe) -> tuple[Dataset, Dataset, Dataset]:
     """Training, validation and test texts: a hash of its first eight words assigns every text to a split."""
     splits: tuple[list[int], list[int], list[int]] = ([], [], [])
-    for row, text in enumerate(data["text"]):
+    for row, text in enumerate(data["text"][:]):
         beginning = " ".join(text.split()[:8])
         digest = hashlib.sha256(f"{recipe.split_seed} {beginning}".encode()).digest()
         fraction = int.from_bytes(digest[:8], "big") / 2**64

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
+from uuid import uuid4
 
 import numpy as np
 from datasets import Dataset
@@ -105,7 +106,7 @@ def _warn_of_texts(recipe: DataRecipe, train: Dataset, validation: Dataset, test
     """Warn of empty texts, and of texts that are in two splits."""
     columns = [name for name in ("text", "text_pair") if name in train.column_names]
     splits = {"training": train, "validation": validation, "test": test}
-    texts = {name: list(zip(*(split[column] for column in columns), strict=True)) for name, split in splits.items()}
+    texts = {name: list(zip(*(split[column][:] for column in columns), strict=True)) for name, split in splits.items()}
     empty = sum(not any(part.strip() for part in text) for split in texts.values() for text in split)
     if empty:
         warnings.warn(f"'{recipe.id}': {empty} texts are empty and are used as they are; remove these rows", stacklevel=3)
@@ -165,7 +166,8 @@ def tokenize(examples: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: 
             raise InputError(f"the tokeniser makes no token of the text {empty!r}; leave out the rows with such texts")
         return {**encoded, "labels": batch["label"]}
 
-    return examples.map(encode, batched=True, remove_columns=examples.column_names, load_from_cache_file=False)
+    unused = uuid4().hex  # a fingerprint; the default is a hash of the tokeniser, which takes as long as the texts
+    return examples.map(encode, batched=True, remove_columns=examples.column_names, new_fingerprint=unused)
 
 
 def with_glue_defaults(recipe: DataRecipe) -> DataRecipe:
@@ -205,7 +207,7 @@ def read_examples(recipe: DataRecipe, identifier: str, split: str, section: str 
         names["text_pair"] = recipe.text_pair
     for role, column in names.items():
         check_column(data, column, identifier, role)
-    columns = {role: list(data[column]) for role, column in names.items()}
+    columns = {role: data[column][:] for role, column in names.items()}
     for row, label in enumerate(columns["label"]):
         is_nan = isinstance(label, float) and math.isnan(label)
         if label is None or is_nan or (label == "" and "" not in (recipe.classes or ())):
@@ -218,7 +220,7 @@ def read_examples(recipe: DataRecipe, identifier: str, split: str, section: str 
             )
     data = Dataset.from_dict(columns)
     for role in sorted(set(names) - {"label"}):
-        check_texts(data[role], names[role], identifier)
+        check_texts(columns[role], names[role], identifier)
     return data if recipe.words is None else _first_words(data, recipe.words, identifier, section)
 
 
@@ -233,18 +235,19 @@ def read_texts(recipe: DataRecipe, identifier: str) -> list[Any]:
     names = [recipe.text or "text", *([] if recipe.text_pair is None else [recipe.text_pair])]
     for column in names:
         check_column(data, column, identifier, "text")
-        check_texts(data[column], column, identifier)
-    return list(data[names[0]]) if len(names) == 1 else list(zip(*(data[column] for column in names), strict=True))
+        check_texts(data[column][:], column, identifier)
+    return data[names[0]][:] if len(names) == 1 else list(zip(*(data[column][:] for column in names), strict=True))
 
 
 def _first_words(data: Dataset, count: int, identifier: str, section: str | None) -> Dataset:
     """The texts cut to their first `count` words; shorter texts are left out."""
-    shortened = [" ".join(text.split()[:count]) for text in data["text"]]
-    kept = [row for row, text in enumerate(data["text"]) if len(text.split()) >= count]
+    words = [text.split() for text in data["text"][:]]
+    kept = [row for row, each in enumerate(words) if len(each) >= count]
     if not kept:
         raise InputError(
             f"'{identifier}': no text has {count} words or more" + ("" if section is None else f" ({section}.words)")
         )
+    shortened = [" ".join(each[:count]) for each in words]
     return data.remove_columns("text").add_column("text", shortened).select(kept)
 
 
@@ -270,7 +273,7 @@ def _with_labels(data: Dataset, classes: tuple[Any, ...] | None, identifier: str
     labels: list[float | int] = []
     index = {label: number for number, label in enumerate(classes or ())}
     are_texts = bool(index) and all(isinstance(label, str) for label in index)
-    for row, label in enumerate(data["label"]):
+    for row, label in enumerate(data["label"][:]):
         if are_texts and isinstance(label, int | float):  # numbers or truth values only, of a file beside one with other texts
             spellings = str(label), str(label).lower(), str(label).upper()
             label = next((text for text in spellings if text in index), label)

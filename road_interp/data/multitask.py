@@ -133,7 +133,7 @@ def load_reviews(recipe: DataRecipe) -> list[Review]:
         raise InputError(f"'{recipe.id}': reviews need two labels, not {len(labels)}")
     order = np.random.default_rng(recipe.split_seed).permutation(len(data)).tolist()
     names = dict(zip(_negative_and_positive(labels, recipe), ("negative", "positive"), strict=True))
-    texts, values = data["text"], data["label"]
+    texts, values = data["text"][:], data["label"][:]
     return [Review(texts[row], names[values[row]], number) for number, row in enumerate(order)]
 
 

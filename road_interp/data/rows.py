@@ -41,7 +41,7 @@ def read_rows(
         if column not in data.column_names:
             hint = "give it one" if section is None else f"{section}.filter=null drops it"
             raise InputError(f"'{identifier}' has no column '{column}' for filter; {listed_columns(data)}; {hint}")
-        data = data.filter(lambda row, column=column, value=value: row[column] == value, load_from_cache_file=False)
+        data = data.select([row for row, each in enumerate(data[column][:]) if each == value])
     if len(data) == 0:
         raise InputError(f"'{identifier}' holds no examples" + (f" with {keep}" if keep else ""))
     return data

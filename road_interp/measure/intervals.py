@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import chain
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -133,15 +134,16 @@ def mean_interval(
     weights = dict.fromkeys(cells, 1 / len(set(cells))) if weights is None else weights
     members = {cell: np.array([each == cell for each in cells]) for cell in weights}
     mean = sum(weight * values[members[cell]].mean() for cell, weight in weights.items())
-    half = _half_width(values, clusters, members, weights)
-    parts = [(weights[cell], values[of_cell], _rows(clusters, of_cell)) for cell, of_cell in members.items()]
+    words = _Clusters.of(clusters)
+    half = _half_width(values, words, members, weights)
+    parts = [(weights[cell], values[of_cell], words.of_examples(of_cell)) for cell, of_cell in members.items()]
     cancel = half < 1e-9
     if paired:
         few = cancel or np.count_nonzero(values) < RARE
-        of_equal_ones = [weight * _wilson_of(0.0, _trials(words))[1] for weight, _, words in parts]
+        of_equal_ones = [weight * _wilson_of(0.0, own_words.trials())[1] for weight, _, own_words in parts]
         below = above = max(half, float(np.linalg.norm(of_equal_ones)) if few else 0)
     else:
-        added = [weight * _added_where_rare(own, words, cancel) for weight, own, words in parts]
+        added = [weight * _added_where_rare(own, own_words, cancel) for weight, own, own_words in parts]
         below, above = np.hypot(half, np.linalg.norm(added, axis=0))
     return max(float(mean - below), -1.0 if paired else 0.0), min(float(mean + above), 1.0)
 
@@ -158,13 +160,50 @@ def value_interval(
     members = {cell: np.array([each == cell for each in cells]) for cell in dict.fromkeys(cells)}
     mean = float(np.mean([values[of_cell].mean() for of_cell in members.values()]))
     weights = dict.fromkeys(members, 1 / len(members))
-    half = _half_width(values, clusters, members, weights)
+    half = _half_width(values, _Clusters.of(clusters), members, weights)
     return (-np.inf, np.inf) if half < 1e-6 else (mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class _Clusters:
+    """Which clusters every example has.
+
+    Attributes:
+        has: whether an example has a cluster; every cluster has an example.
+        kinds: examples with the same clusters have the same number.
+    """
+
+    has: Bool[np.ndarray, "examples clusters"]
+    kinds: Int[np.ndarray, " examples"]
+
+    @classmethod
+    def of(cls, clusters: Sequence[Sequence[str]]) -> _Clusters:
+        """From the names of the clusters of every example."""
+        names = {name: number for number, name in enumerate(sorted(set(chain.from_iterable(clusters))))}
+        kinds: dict[frozenset[str], int] = {}
+        has = np.zeros((len(clusters), len(names)), dtype=bool)
+        rows = np.repeat(np.arange(len(clusters)), [len(own) for own in clusters])
+        has[rows, [names[name] for name in chain.from_iterable(clusters)]] = True
+        return cls(has, np.array([kinds.setdefault(frozenset(own), len(kinds)) for own in clusters], dtype=int))
+
+    def of_examples(self, chosen: Bool[np.ndarray, " examples"]) -> _Clusters:
+        """Those of the chosen examples."""
+        has = self.has[chosen]
+        return _Clusters(has[:, has.any(0)], self.kinds[chosen])
+
+    def trials(self, correlation: float = CORRELATION) -> float:
+        """How many independent examples are worth as much as these, by their design effect (Kish 1965).
+
+        Two that have the same clusters are taken to be correlated by `correlation`, two that share one of two by half of it.
+        """
+        count = len(self.has)
+        of_clusters = (self.has / np.sqrt(self.has.sum(1, keepdims=True))).sum(0)
+        return count**2 / ((1 - correlation) * count + correlation * float((of_clusters**2).sum()))
 
 
 def _half_width(
     values: Float[np.ndarray, " examples"],
-    clusters: Sequence[Sequence[str]],
+    clusters: _Clusters,
     members: Mapping[str, Bool[np.ndarray, " examples"]],
     weights: Mapping[str, float],
 ) -> float:
@@ -173,13 +212,7 @@ def _half_width(
     return quantile * variance**0.5
 
 
-def _rows(clusters: Sequence[Sequence[str]], chosen: Bool[np.ndarray, " examples"]) -> list[Sequence[str]]:
-    return [clusters[row] for row in chosen.nonzero()[0].tolist()]
-
-
-def _added_where_rare(
-    values: Float[np.ndarray, " examples"], clusters: Sequence[Sequence[str]], cancel: bool
-) -> Float[np.ndarray, " sides"]:
+def _added_where_rare(values: Float[np.ndarray, " examples"], clusters: _Clusters, cancel: bool) -> Float[np.ndarray, " sides"]:
     """By how much Wilson's interval of a cell with few successes or failures exceeds its jackknife's below and above."""
     variance, quantile = _jackknife(values, clusters, {"": np.ones(len(values), dtype=bool)}, {"": 1.0})
     mean = float(values.mean())
@@ -189,7 +222,7 @@ def _added_where_rare(
     known = 0.0 if cancel or not binomial else _rare_ones(mean, max(variance, binomial / len(values))) / (2 * RARE)
     if known >= 1:
         return np.zeros(2)
-    trials = min(_trials(clusters, CORRELATION * (1 - known)), binomial / variance if variance else np.inf)
+    trials = min(clusters.trials(CORRELATION * (1 - known)), binomial / variance if variance else np.inf)
     bounds = np.array(_wilson_of(mean, trials, quantile))
     return np.maximum((bounds - mean) ** 2 - (0 if cancel else quantile**2 * variance), 0) ** 0.5
 
@@ -201,7 +234,7 @@ def _rare_ones(mean: float, variance: float) -> float:
 
 def _jackknife(
     values: Float[np.ndarray, " examples"],
-    clusters: Sequence[Sequence[str]],
+    clusters: _Clusters,
     members: Mapping[str, Bool[np.ndarray, " examples"]],
     weights: Mapping[str, float],
 ) -> tuple[float, float]:
@@ -215,42 +248,29 @@ def _jackknife(
 
     The variance is infinite for fewer than FEWEST clusters, and where a cell has no example without one of them.
     """
-    sets = [frozenset(each) for each in clusters]
-    names = sorted(frozenset().union(*sets))
-    if len(names) < FEWEST:
+    has, count = clusters.has, clusters.has.shape[1]
+    if count < FEWEST:
         return np.inf, 1.0
-    place = {name: number for number, name in enumerate(names)}
-    has = np.zeros((len(sets), len(names)), dtype=bool)
-    for row, both in enumerate(sets):
-        has[row, [place[name] for name in both]] = True
-    change, effect = np.zeros(len(names)), np.zeros(len(values))
+    change, effect = np.zeros(count), np.zeros(len(values))
     for cell, of_cell in members.items():
-        share = values[of_cell] - values[of_cell].mean()
-        left = of_cell.sum() - has[of_cell].sum(0)
+        share, own = values[of_cell] - values[of_cell].mean(), has[of_cell]
+        left = len(own) - own.sum(0)
         if not left.all():
             return np.inf, 1.0
-        change -= weights[cell] * (share @ has[of_cell]) / left
-        effect[of_cell] = weights[cell] * share / of_cell.sum()
-    of_sets: dict[frozenset[str], float] = {}
-    for both, each in zip(sets, effect, strict=True):
-        of_sets[both] = of_sets.get(both, 0.0) + each
-    twice = sum(each**2 for both, each in of_sets.items() if len(both) > 1)
-    variance = max((len(names) - 1) / len(names) * (change**2).sum() - twice, sum(each**2 for each in of_sets.values()))
+        change -= weights[cell] * (share @ own) / left
+        effect[of_cell] = weights[cell] * share / len(own)
+    of_kinds = np.bincount(clusters.kinds, effect) ** 2
+    twice = of_kinds[np.unique(clusters.kinds[has.sum(1) > 1])].sum()
+    variance = max((count - 1) / count * (change**2).sum() - twice, of_kinds.sum())
     often = has.sum(0)
     effective = often.sum() ** 2 / (often**2).sum()
-    return float(variance), float(stats.t.ppf(0.975, max(effective - 1, 1)))
+    return float(variance), _student(max(effective - 1, 1))
 
 
-def _trials(clusters: Sequence[Sequence[str]], correlation: float = CORRELATION) -> float:
-    """How many independent examples are worth as much as these, by their design effect (Kish 1965).
-
-    Two that have the same clusters are taken to be correlated by `correlation`, two that share one of two by half of it.
-    """
-    of_cluster: Counter[str] = Counter()
-    for names in map(frozenset, clusters):
-        of_cluster.update(dict.fromkeys(names, len(names) ** -0.5))
-    count = len(clusters)
-    return count**2 / ((1 - correlation) * count + correlation * sum(each**2 for each in of_cluster.values()))
+@cache
+def _student(freedom: float) -> float:
+    """The 97.5% quantile of Student's t."""
+    return float(stats.t.ppf(0.975, freedom))
 
 
 def of_equal(value: float, trials: int, paired: bool) -> tuple[float, float]:

@@ -114,7 +114,7 @@ class ClassificationExperiment:
 
     def _score_heads(self, features: Mapping[str, np.ndarray], progress: Progress) -> dict[str, Any]:
         """The metric of the linear head with the best validation score, on validation and test."""
-        labels = {name: np.asarray(split["labels"]) for name, split in self.splits.items()}
+        labels = {name: np.asarray(split["labels"][:]) for name, split in self.splits.items()}
         train, validation = ((features[name], labels[name]) for name in ("train", "validation"))
         told = prefixed(progress, "frozen backbone")
         probe, _ = fit_probe(train, validation, self.data.metric, self.data.classes is None, told)
@@ -235,5 +235,6 @@ def unfreeze(model: nn.Module, modules: Sequence[str]) -> None:
 
 def _predictions_csv(test: Dataset, logits: Float[np.ndarray, "examples num_labels"], classes: Sequence[Any] | None) -> str:
     """The predictions for the texts of `test` beside their labels, as CSV."""
-    labels = test["label"] if classes is None else [classes[index] for index in test["label"]]
+    values = test["label"][:]
+    labels = values if classes is None else [classes[index] for index in values]
     return predictions_csv(predictions_of(texts_of(test), logits, classes), labels)

@@ -1,4 +1,4 @@
-"""MANIFEST.json of a results folder: settings hash, commit, command, versions, precision, seconds and sha256 of every file."""
+"""MANIFEST.json of a results folder: what a file cannot say of itself, its precision of training, seconds and sha256."""
 
 from __future__ import annotations
 
@@ -10,25 +10,18 @@ from typing import Any
 
 from road_interp.errors import InputError
 from road_interp.files import locked, read_json_object, write_atomically
-from road_interp.results import Result
 
 MANIFEST = "MANIFEST.json"
 
 
-def record(results: Path, path: Path, result: Result, seconds: float, precision: str | None = None) -> None:
+def record(results: Path, path: Path, seconds: float, precision: str | None = None) -> None:
     """Add an entry for the new file `path` in the folder `results`; a lock orders concurrent processes.
 
     Args:
         seconds: duration of the measurement.
         precision: of the forward pass, where something was trained by a recipe.
     """
-    assert result.provenance is not None
-    provenance = result.provenance
     entry = {
-        "settings": provenance.settings,
-        "commit": provenance.commit,
-        "command": provenance.command,
-        "versions": dict(provenance.versions),
         **({} if precision is None else {"precision": precision}),
         "seconds": round(seconds, 1),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),

@@ -246,7 +246,7 @@ def outcomes(
 ) -> tuple[bool, ...]:
     """Whether the head of a task is right, per example."""
     answers = predicted(model, task, active, examples, tokenizer)
-    return tuple(answer == label for answer, label in zip(answers, examples["labels"], strict=True))
+    return tuple(answer == label for answer, label in zip(answers, examples["labels"][:], strict=True))
 
 
 @torch.no_grad()

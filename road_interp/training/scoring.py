@@ -106,7 +106,7 @@ class ClassifierScorer:
     def __call__(self, adapter: RoadAdapter) -> Bool[np.ndarray, " examples"]:
         """Whether the model with this adapter and the trained head is right, per test example."""
         logits = self._outputs(adapter, self._test, lambda output, mask: output.logits)
-        return chosen_classes(logits) == np.asarray(self._test["labels"])
+        return chosen_classes(logits) == np.asarray(self._test["labels"][:])
 
     def refitted(self, adapter: RoadAdapter) -> Bool[np.ndarray, " examples"]:
         """The same with a refitted head: logistic regression on the training texts' states under this adapter.
@@ -115,8 +115,8 @@ class ClassifierScorer:
         tokeniser does not put [CLS] first.
         """
         train, test = (self._outputs(adapter, split, self._text_states) for split in (self._train, self._test))
-        head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(train, self._train["labels"])
-        return head.predict(test) == np.asarray(self._test["labels"])
+        head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(train, self._train["labels"][:])
+        return head.predict(test) == np.asarray(self._test["labels"][:])
 
     def _text_states(self, output: Any, mask: Tensor) -> Tensor:
         return select_states(output.hidden_states[-1], mask, text_token(self._tokenizer))[0]

@@ -57,7 +57,7 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
                 write_atomically(path, result.to_json(with_summary=False) + "\n")
                 training = getattr(_recipe(study, slug, seed, options), "training", None)
                 precision = None if training is None else forward_precision(training, find_device(None))
-                record(options.folder, path, result, time.monotonic() - started, precision)
+                record(options.folder, path, time.monotonic() - started, precision)
     return report_of(study, stored_pieces(study, options), options)
 
 

@@ -411,6 +411,15 @@ def test_a_marked_figure_bears_the_mark(adapter, tmp_path):
     assert not ax.figure.texts
 
 
+def test_a_figure_for_the_web_has_no_pdf(adapter, tmp_path):
+    report = measure.angles(adapter)
+    with export.for_the_web():
+        export.save_figure(plots.angles(report), report, tmp_path, "angles")
+    assert {path.name for path in tmp_path.iterdir()} == {"angles.json", "angles.png"}
+    export.save_figure(plots.angles(report), report, tmp_path, "angles")
+    assert (tmp_path / "angles.pdf").is_file()
+
+
 def test_the_table_of_scores_says_how_many_texts():
     assert (
         score({"accuracy": 0.5, "loss": 1.0, "interval": [0.4, 0.6], "examples": 1200})

@@ -407,7 +407,7 @@ def test_wrong_overrides_are_refused(study, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_the_manifest_says_how_every_piece_was_made(study, tmp_path):
+def test_the_manifest_has_time_and_digest_of_every_piece(study, tmp_path):
     run_study(study, options(tmp_path, seeds=(0, 1)))
     run_study(study, options(tmp_path, seeds=(0,), quick=True))
     settings = {}
@@ -417,15 +417,12 @@ def test_the_manifest_says_how_every_piece_was_made(study, tmp_path):
         assert list(manifest) == sorted(files)
         assert len(files) == count
         for name, entry in manifest.items():
-            made = Measured.load(files[name]).provenance
+            assert list(entry) == ["seconds", "sha256"]  # no precision, because its recipe trains nothing
             assert entry["sha256"] == hashlib.sha256(files[name].read_bytes()).hexdigest()
-            assert entry["settings"] == made.settings
-            assert (entry["commit"], entry["command"]) == (made.commit, made.command)
-            assert entry["versions"]["torch"] == made.versions["torch"]
-            assert "precision" not in entry  # its recipe trains nothing
             assert entry["seconds"] >= 0
+            made = Measured.load(files[name]).provenance
             assert str(made.seeds[0]) in name
-            settings[results.name, name] = entry["settings"]
+            settings[results.name, name] = made.settings
     assert settings["results", "small/plain/seed-0.json"] == settings["results", "small/plain/seed-1.json"]
     keys = [(folder, f"small/{slug}/seed-0.json") for folder in ("results", "quick") for slug in ("plain", "longer")]
     assert len({settings[key] for key in keys}) == 4
