@@ -127,6 +127,18 @@ def test_learning_rates_are_checked_before_anything_is_measured(taught_things, t
             compare_variables(*splits, 2, methods=[SHARED], rates=rates)
 
 
+def half_of_equal_outcomes(pairs):
+    """Half of the interval of a difference that is 0 in every pair: of each cell Wilson's upper bound of 0 times its weight."""
+    halves = []
+    for cell, weight in cell_weights(VARIABLES).items():
+        groups = [group for group, each in zip(pairs.groups, pairs.cells, strict=True) if each == cell]
+        shared = sum(len({*one} & {*other}) / (len({*one}) * len({*other})) ** 0.5 for one in groups for other in groups)
+        trials = len(groups) ** 2 / (0.9 * len(groups) + 0.1 * shared)
+        square = stats.norm.ppf(0.975) ** 2
+        halves.append(weight * square / (trials + square))
+    return sum(half**2 for half in halves) ** 0.5
+
+
 def test_the_figure_has_a_line_per_method_and_a_level_per_control(runs):
     def comparison(count, seed, cause):
         report = measure_variables(runs, nothing, "no swap", 0, seed)
@@ -147,7 +159,7 @@ def test_the_figure_has_a_line_per_method_and_a_level_per_control(runs):
     for seeds, expected in ((found[:1], 0.1), (found[:2], 0.15)):
         value, low, high = disentangle_over_seeds(seeds, SHARED, "no swap")
         assert value == pytest.approx(expected)
-        assert -0.2 < low == -high < -0.05  # of reports with equal outcomes
+        assert -low == high == pytest.approx(half_of_equal_outcomes(runs.pairs) / len(seeds) ** 0.5)
     several = replace(found[2], reports=(found[2].reports[0], replace(found[2].reports[1], method="first"), found[2].reports[1]))
     names = [text.get_text() for text in plots.variables([found[0], several]).get_legend().get_texts()]
     assert names.index("first") < names.index(SHARED)  # as in the comparison with most methods
