@@ -282,7 +282,7 @@ def encode_texts(
 ) -> list[EncodedText]:
     """Tokenise texts, given as spans or as a whole. Raises InputError for an empty text and a slow tokeniser.
 
-    Warns of texts that begin with a token that the tokeniser adds, too.
+    Warns of texts that begin with a token that the tokeniser adds, too, and of a prefix that is a special token of another one.
 
     Args:
         name: of the task.
@@ -315,7 +315,17 @@ def encode_texts(
             "of the prefix and of texts, such as those of a chat template",
             stacklevel=3,
         )
+    _warn_of_other_prefix(prefix, tokenizer, name)
     return results
+
+
+def _warn_of_other_prefix(prefix: str, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Warn of a prefix that looks like a special token, and is none of this tokeniser's."""
+    if re.fullmatch(r"<\S+>|\[\w+\]", prefix):
+        ids = tokenizer(prefix, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 or (ids[0] == tokenizer.unk_token_id and prefix != tokenizer.unk_token):
+            read = f"this tokeniser does not know the prefix '{prefix}', and reads {tokenizer.convert_ids_to_tokens(ids)}"
+            warnings.warn(f"{name}: {read}: give the separator of its model's documents, or ''", stacklevel=4)
 
 
 def _answers(

@@ -348,3 +348,13 @@ def test_a_beginning_that_the_tokeniser_adds_to_that_of_a_text_is_warned_of():
         encode_pairs(pairs, tokenizer)
     with pytest.warns(UserWarning, match=r"pairs: 2 of 2 texts begin with two \[EOS\]: the tokeniser adds one"):
         encode_pairs(pairs, tokenizer, prefix="[EOS]")
+
+
+def test_a_prefix_that_is_a_special_token_of_another_tokeniser_is_warned_of():
+    pairs = [Pair("Capital of France:\n", "Capital of Japan:\n", "Paris", "Tokyo")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for known in ("", "Say: ", "[EOS]"):
+            encode_pairs(pairs, line_tokenizer(), prefix=known)
+    with pytest.warns(UserWarning, match=r"pairs: this tokeniser does not know the prefix '<\|endoftext\|>', and reads \['"):
+        encode_pairs(pairs, line_tokenizer(), prefix="<|endoftext|>")
