@@ -479,11 +479,15 @@ VARIABLES_BOUNDLESS = Study(
         "One model, one block and one type of entity; learning rates were chosen at seed 0. The test entities are those of the "
         "study with given numbers, whose outcomes had been seen."
     ),
-    conditions={"smollm2_city_16": replace(CITIES, overrides=(*CITIES.overrides, BORDERS))},
+    conditions={
+        slug: replace(given, overrides=(*given.overrides, BORDERS))
+        for slug in ("smollm2_city_16", "smollm2_physical_object_16", "gemma-3-270m_physical_object_16")
+        for given in (VARIABLES.conditions[slug],)
+    },
     measure=measure,
     draw=partial(draw, by_method="variables-boundless"),
     describe=describe,
-    minutes=120,
+    minutes=400,
     **COMMON,
 )
 LONGER = ("steps=800", f"methods=[{STACKED}, {DEEP}, {SHARED}]")
