@@ -23,7 +23,7 @@ ADAPTER, OTHER = random_adapter(SITES), random_adapter(SITES, seed=1)
         (lambda: ri.find_sites(tiny_model("Bert"), None), "find_sites needs target_modules, not None: give all-linear"),
         (lambda: ri.RoadAdapter(SITES[0], {}, {}), "RoadAdapter needs a list of Site, not Site: give the sites of find_sites"),
         (lambda: ri.RoadAdapter(SITES, 0.3, {}), "RoadAdapter, theta needs Mapping, not float: give a tensor per site"),
-        (lambda: ADAPTER ** "half", "A power of an adapter needs int or float, not str: give a number, such as 0.5"),
+        (lambda: ADAPTER ** "half", "a power of an adapter needs a number, such as 0.5, not str"),
         (lambda: ri.RoadModel("gpt2", ADAPTER), "RoadModel needs Module, not str: give a transformers model"),
         (lambda: ri.RoadAdapter.identity(tiny_model("Bert")), "RoadAdapter.identity needs a list of Site, not BertModel: give"),
         (lambda: ri.RoadAdapter.identity("mlp"), "needs a list of Site, not str: give the sites of find_sites(model, 'mlp')"),

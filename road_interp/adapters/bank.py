@@ -186,6 +186,12 @@ class RoadBank(Mapping[str, RoadAdapter]):
             alpha=dict(zip(names, alpha.split(sizes), strict=True)),
         )
 
+    __eq__, __hash__ = object.__eq__, object.__hash__  # adapters are not compared, which would read every folder
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The adapter of a name, or `default` where the bank has none."""
+        return self[name] if name in self else default  # noqa: SIM401
+
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 

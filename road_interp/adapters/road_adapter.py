@@ -157,7 +157,7 @@ class RoadAdapter:
     def magnitudes(self, site: Site | str) -> Float[Tensor, " planes"]:
         """The magnitude of every plane: a factor, the geometric mean of the two stretches (`|alpha|` for road_1)."""
         polar = self.polar(site)
-        return (polar.major * polar.minor).sqrt()
+        return polar.major if self.variant == "road_1" else polar.major.sqrt() * polar.minor.sqrt()
 
     def matrix(self, site: Site | str) -> Float[Tensor, "width width"]:
         """The dense matrix `R` of one site."""
@@ -179,7 +179,8 @@ class RoadAdapter:
 
         Angles are taken between -pi and pi, so `(a**2) ** 0.5` is `a` only where no angle of `a` exceeds pi / 2.
         """
-        check_argument("A power of an adapter", exponent, (int, float), "a number, such as 0.5")
+        if not isinstance(exponent, Real):
+            raise InputError(f"a power of an adapter needs a number, such as 0.5, not {type(exponent).__name__}")
         if self.variant != "road_1":
             raise InputError(f"real powers exist for road_1 only; this adapter is {self.variant}")
         self._check_nonzero("raise to a power")
@@ -243,7 +244,7 @@ class RoadAdapter:
             raise InputError(
                 f"the mean of {len(averaged)} adapters needs as many finite weights, none negative, not all zero, not {weights}"
             )
-        first = averaged[0]
+        first = replace(averaged[0], base=next((adapter.base for adapter in averaged if adapter.base), None))
         for adapter in averaged:
             first._check_joins(adapter, "take the mean of")
             if adapter.variant != "road_1":
@@ -296,7 +297,8 @@ class RoadAdapter:
         """This adapter with the plane maps of `other` at the sites for which `selected` is true."""
         other = RoadAdapter.of(other)
         self._check_joins(other, "mix")
-        return self._with_maps({site.name: (other if selected(site) else self).plane_maps(site) for site in self.sites})
+        maps = {site.name: (other if selected(site) else self).plane_maps(site) for site in self.sites}
+        return replace(self, base=self.base or other.base)._with_maps(maps)
 
     def distance(self, other: Source) -> float:
         """The geodesic distance of two road_1 adapters in angle and log magnitude over all planes.

@@ -48,11 +48,11 @@ class SiteAngles:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Fractions of the map that are rotation, uniform scale and anisotropic stretch. They sum to 1, or are all 0 (identity).
+        """Fractions of the map that are rotation, uniform scale and anisotropic stretch. They sum to 1, or are all 0.
 
         The fractions are of the squared logarithms of the polar components, summed over the planes: the angle (radians), the mean
         of the two log stretches, and half of their difference. Reflections and singular plane maps have no logarithm and are left
-        out.
+        out. All are 0 for the identity, and where no plane is left.
         """
         with np.errstate(divide="ignore"):
             stretches = np.log([self.major, self.minor])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,10 @@ def strength(
         InputError: no reviews, no exponents, or another number of answers than of reviews.
     """
     check_callable("measure.strength", "answering", answering, "a function of an exponent that returns answers")
+    check_callable("measure.strength", "perplexity", perplexity, "a function of texts that returns their perplexity")
+    if isinstance(strengths, str) or not isinstance(strengths, Iterable):
+        raise InputError(f"measure.strength needs a list of exponents, such as [0, 0.5, 1], not {type(strengths).__name__}")
+    strengths = tuple(strengths)
     if not reviews:
         raise InputError("measure.strength needs reviews, one at least")
     shown, perplexities = [], []
@@ -85,4 +89,4 @@ def strength(
         answers = answering(exponent)
         shown.append(tuple(shows(behaviour, answer, review) for answer, review in answered(answers, reviews)))
         perplexities.append(perplexity([answer.text for answer in answers]))
-    return StrengthReport(model, task, tuple(strengths), tuple(shown), tuple(perplexities))
+    return StrengthReport(model, task, strengths, tuple(shown), tuple(perplexities))

@@ -11,17 +11,18 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle
 from matplotlib.projections.polar import PolarAxes
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
 from road_interp.arguments import check_count
 from road_interp.errors import InputError
-from road_interp.plots.fit import fit_width
+from road_interp.plots.fit import SMALLEST, fit_width
 from road_interp.plots.style import COLORS, prepared, styled, two_digits, width_of
 
 if TYPE_CHECKING:
     from road_interp.measure import AngleReport, SiteAngles
 
-STEP, BINS = 15, 60  # degrees: the range of the histogram is a multiple of STEP; number of bins
+STEP, BINS = 15, 61  # degrees: the range of the histogram is a multiple of STEP; number of bins, of which one is around 0
 PLANE, TITLE = 1.2, 0.3  # inches: least width of a plane with its caption, and height of the title
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in the brightness of a colour
 LONGEST = 1.2  # length of a vector that stays clear of the next planes, where the circles have radius 1
@@ -65,28 +66,33 @@ def planes(report: AngleReport, ax: Axes | None = None, count: int = 8) -> Axes:
     check_count("plots.planes", "count", count)
     largest, (wide, high) = report.most_rotated(count), (3.6, 3.9)
     width = rcParams["figure.figsize"][0] if ax is None else width_of(ax)
-    columns = min(4, len(largest), max(1, int(width / PLANE)))
+    captions = [_caption(*each) for each in largest]
+    widest = max(TextPath((0, 0), line, size=SMALLEST).get_extents().width / 72 for each in captions for line in each.split("\n"))
+    columns = min(4, len(largest), max(1, int(width / max(PLANE, 1.15 * widest))))  # also at other resolutions
     rows = -(-len(largest) // columns)
     ax = prepared(ax, height=TITLE + rows * high / wide * width / columns)
     box = ax.get_window_extent()
     wide = max(wide, high * rows * box.width / box.height / columns)  # as wide as the axes, which keep circles round
     arrow = {"length_includes_head": True, "head_width": 0.16, "width": 0.035}
     unit = LONGEST / max(LONGEST, *(magnitude for *_, magnitude in largest))
-    for number, (site, plane, angle, magnitude) in enumerate(largest):
+    for number, (*_, angle, magnitude) in enumerate(largest):
         x, y = wide * (number % columns), -high * (number // columns)
         ax.add_patch(Circle((x, y), unit, fill=False, color="0.8", linewidth=0.8))
         ax.arrow(x, y, unit, 0, color="0.6", **arrow)
         length, color = unit * magnitude, COLORS[0] if angle > 0 else COLORS[1]
         ax.arrow(x, y, length * np.cos(angle), length * np.sin(angle), color=color, **arrow)
-        place = site.kind if site.layer is None else f"{site.layer} {site.kind}"
-        turn = "reflection" if site.reflection[plane] else f"{np.degrees(angle):+.0f}°"
-        text = f"{place}\nplane {plane}: {turn}, \u00d7 {magnitude:.2f}"
-        ax.text(x, y - 1.25, text, ha="center", va="top")
+        ax.text(x, y - 1.25, captions[number], ha="center", va="top")
     ax.set(xlim=(-wide / 2, wide * (columns - 0.5)), ylim=(-high * (rows - 1) - 2.4, 1.4), aspect="equal")
     ax.set_axis_off()
-    fit_width(ax.texts, 0.96 * ax.transData.transform((wide, 0))[0] - 0.96 * ax.transData.transform((0, 0))[0])
+    fit_width(ax.texts, 0.94 * width / columns * ax.figure.dpi)
     ax.set_title(f"The {len(largest)} most rotated planes: before (grey) and after")
     return ax
+
+
+def _caption(site: SiteAngles, plane: int, angle: float, magnitude: float) -> str:
+    place = site.kind if site.layer is None else f"{site.layer} {site.kind}"
+    turn = "reflection" if site.reflection[plane] else f"{np.degrees(angle):+.0f}°"
+    return f"{place}\nplane {plane}: {turn}, \u00d7 {magnitude:.2f}"
 
 
 @styled
@@ -167,8 +173,8 @@ def _heat_map(report: AngleReport, ax: Axes, value: Callable[[SiteAngles], float
     for site in report.sites:
         cells[kinds.index(site.kind), layers.index(site.layer)] = value(site)
     image = ax.imshow(cells, aspect="auto", vmin=0, vmax=np.nanmax(cells) or 1)
-    step = 4 if len(layers) > 16 else 1
-    ax.set_xticks(range(0, len(layers), step), ["-" if layer is None else str(layer) for layer in layers[::step]])
+    ticks = [*range(0, len(report.layers), 4 if len(layers) > 16 else 1), *range(len(report.layers), len(layers))]
+    ax.set_xticks(ticks, ["-" if layers[tick] is None else str(layers[tick]) for tick in ticks])
     ax.set_yticks(range(len(kinds)), kinds)
     ax.set(xlabel="layer", title=title)
     ax.spines[:].set_visible(False)

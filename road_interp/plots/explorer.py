@@ -16,12 +16,12 @@ from road_interp.sites.site import Site
 
 
 class Explorer(ipywidgets.VBox):
-    """Widgets for an adapter: `layer`, `module`, `plane`, `strength` (road_1 only), and the `picture` that they redraw.
+    """Widgets for an adapter: `layer`, `module`, `plane`, `strength`, and the `picture` that they redraw.
 
     The adapter is given as `RoadAdapter.of` takes it.
 
     The picture shows the unit circle of one plane before and after the rotation, and the angles of all planes of its site. The
-    strength is the exponent of the adapter: 0 is the identity, 1 the trained adapter.
+    strength is the exponent of the adapter, which has to be road_1 without scales of 0: 0 is the identity, 1 the trained adapter.
     """
 
     def __init__(self, adapter: Source) -> None:
@@ -33,7 +33,7 @@ class Explorer(ipywidgets.VBox):
         )
         self.module = ipywidgets.Dropdown(description="module")
         self.plane = ipywidgets.IntSlider(description="plane", min=0, continuous_update=False)
-        has_powers = adapter.variant == "road_1"
+        has_powers = adapter.variant == "road_1" and not any((adapter.magnitudes(site) == 0).any() for site in adapter.sites)
         self.strength = ipywidgets.FloatSlider(
             1.0, min=0, max=2, step=0.05, description="strength", continuous_update=False, disabled=not has_powers
         )
@@ -65,7 +65,7 @@ class Explorer(ipywidgets.VBox):
     def _draw(self) -> None:
         here = self.adapter.restrict({self.site.name: range(self.site.width // 2)})
         adapter = self.adapter if self.strength.value == 1 else here**self.strength.value
-        degrees = np.degrees(adapter.angles(self.site).numpy())
+        degrees = np.degrees(adapter.angles(self.site).detach().numpy())
         with plt.style.context(plots.STYLE):
             figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.8), layout="constrained", width_ratios=(1, 2))
             plots.plane(adapter, left, site=self.site, index=self.plane.value)

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from road_interp.adapters.road_adapter import RoadAdapter, Source
+from road_interp.arguments import is_whole
 from road_interp.errors import InputError
 from road_interp.plots.style import COLORS, prepared, styled
 
@@ -31,8 +32,8 @@ def plane(adapter: Source, ax: Axes | None = None, site: Site | str = "", index:
     ax = prepared(ax)
     chosen = adapter.site(site or adapter.sites[0])
     maps = adapter.plane_maps(chosen)
-    if not 0 <= index < len(maps.a):
-        raise InputError(f"site '{chosen.name}' has planes 0 to {len(maps.a) - 1}, not {index}")
+    if not is_whole(index) or not 0 <= index < len(maps.a):
+        raise InputError(f"site '{chosen.name}' has planes 0 to {len(maps.a) - 1}, not {index!r}")
     before = np.exp(1j * np.linspace(0, 2 * np.pi, 181))
     after = maps.a[index].item() * before
     if maps.b is not None:

@@ -249,8 +249,9 @@ def inverse(maps: PlaneMaps) -> PlaneMaps:
         )
     if maps.b is None:
         return PlaneMaps(maps.a.reciprocal())
-    scale = determinant(maps).reciprocal()
-    return PlaneMaps(maps.a.conj().resolve_conj() * scale, -maps.b * scale)
+    a, b = maps.a.to(torch.complex128), maps.b.to(torch.complex128)  # squares of large and small scales leave the range of fp32
+    scale = determinant(PlaneMaps(a, b)).reciprocal()
+    return PlaneMaps((a.conj().resolve_conj() * scale).to(maps.a.dtype), (-b * scale).to(maps.b.dtype))
 
 
 def compose(outer: PlaneMaps, inner: PlaneMaps) -> PlaneMaps:

@@ -51,6 +51,15 @@ def test_a_bank_is_shown_in_one_line_without_reading_folders(tmp_path):
     assert repr(bank) == "RoadBank(2 adapters, road_1 at 2 sites, 24 parameters each, positions all)"
 
 
+def test_a_bank_is_a_mapping_that_is_equal_to_itself(tmp_path):
+    random_adapter(SITES).save(tmp_path / "folder")
+    bank, again = (RoadBank({"x": tmp_path / "folder"}) for _ in range(2))
+    assert (bank.get("y"), bank.get("y", 3)) == (None, 3)
+    assert {bank, again, bank} == {bank, again}
+    assert bank != again
+    assert bank.get("x").distance(random_adapter(SITES)) == 0
+
+
 def test_add_replace_remove():
     bank = RoadBank({"x": random_adapter(SITES, seed=1)})
     version = bank.version

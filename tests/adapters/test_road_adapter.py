@@ -51,8 +51,9 @@ def test_what_is_no_site_and_no_exponent_is_refused():
     message = r"^RoadAdapter.identity needs Site, not str: give the sites of find_sites\(model, 'mlp'\)$"
     with pytest.raises(InputError, match=message):
         RoadAdapter.identity(["a.query"])
-    with pytest.raises(InputError, match=r"^A power of an adapter needs int or float, not str: give a number, such as 0.5$"):
+    with pytest.raises(InputError, match=r"^a power of an adapter needs a number, such as 0.5, not str$"):
         random_adapter(SITES) ** "2"
+    assert (random_adapter(SITES) ** np.float32(0.5)).distance(random_adapter(SITES) ** 0.5) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -133,6 +134,22 @@ def test_a_product_records_the_base_of_either_factor():
     known, unknown = replace(random_adapter(SITES), base=base), random_adapter(SITES)
     assert (known @ unknown).base == (unknown @ known).base == base
     assert (unknown @ unknown).base is None
+    other = replace(random_adapter(SITES), base=replace(base, model_type="roberta"))
+    for first, second in ((known, unknown), (unknown, known)):
+        assert RoadAdapter.mean([first, second]).base == first.with_sites_of(second, lambda site: True).base == base
+    with pytest.raises(InputError, match="adapters of different models"):
+        RoadAdapter.mean([unknown, known, other])
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e-6, 1.0, 1e25])
+@pytest.mark.parametrize("variant", ["road_1", "road_2", "road_4"])
+def test_magnitudes_and_inverses_of_any_size(variant, size):
+    of_one = random_adapter((Site("a", 8),), variant)
+    of_one = replace(of_one, alpha={"a": torch.ones_like(of_one.alpha["a"])})
+    adapter = replace(of_one, alpha={"a": size * of_one.alpha["a"]})
+    torch.testing.assert_close(adapter.magnitudes("a") / size, of_one.magnitudes("a"))
+    product = adapter.inverse().matrix("a").double() @ adapter.matrix("a").double()
+    torch.testing.assert_close(product, torch.eye(8).double(), rtol=0, atol=1e-5)
 
 
 def test_the_mean_of_one_adapter_is_that_adapter():

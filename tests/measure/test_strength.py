@@ -74,6 +74,7 @@ def test_what_cannot_be_scored_is_refused():
         (lambda: measured(7), "7 answers to prompts of 8 reviews"),
         (lambda: measured(0, reviews=[]), "measure.strength needs reviews, one at least"),
         (lambda: measured(8, strengths=()), "one exponent at least"),
+        (lambda: measured(8, strengths=0.5), r"a list of exponents, such as \[0, 0.5, 1\], not float"),
         (lambda: replace(report(), perplexity=(1.0,)), "each with its outcomes and its perplexity"),
         (lambda: replace(report(), shown=((True,), (True,), (True, False))), "as many outcomes for each exponent"),
     ):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 import road_interp as ri
 from helpers.models import random_adapter, tiny_model
@@ -68,6 +71,14 @@ def test_only_road_1_has_a_strength(variant):
     assert bytes(shown.picture.value).startswith(b"\x89PNG")
 
 
+def test_a_scale_of_0_has_no_strength_and_parameters_are_drawn():
+    adapter = random_adapter(SITES)
+    zero = replace(adapter, alpha={name: scale * (torch.arange(len(scale)) > 0) for name, scale in adapter.alpha.items()})
+    assert ri.Explorer(zero).strength.disabled
+    trained = replace(adapter, theta={name: torch.nn.Parameter(angle) for name, angle in adapter.theta.items()})
+    assert bytes(ri.Explorer(trained).picture.value).startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("variant", ["road_1", "road_2", "road_4"])
 def test_the_circle_goes_where_the_matrix_sends_it(variant):
     adapter = random_adapter(SITES, variant)
@@ -80,5 +91,6 @@ def test_the_circle_goes_where_the_matrix_sends_it(variant):
 
 def test_a_plane_that_is_not_there_is_refused():
     adapter = ri.RoadAdapter.identity(SITES)
-    with pytest.raises(InputError, match=r"site 'layers.0.query' has planes 0 to 3, not 4"):
-        plots.plane(adapter, index=4)
+    for index in (4, -1, 1.0, True, "1"):
+        with pytest.raises(InputError, match=rf"site 'layers.0.query' has planes 0 to 3, not {index!r}"):
+            plots.plane(adapter, index=index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,6 +14,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.container import BarContainer
 from matplotlib.patches import Circle, FancyArrow
+from matplotlib.transforms import Bbox
 from scipy import stats
 
 from helpers.compositions import composition_report
@@ -105,6 +106,19 @@ def test_planes_draw_the_turned_vectors(report):
     assert texts[0] == f"{site.layer} {site.kind}\nplane {plane}: {np.degrees(angle):+.0f}°, × {magnitude:.2f}"
 
 
+@pytest.mark.parametrize("kind", ["fc1", "mlp.experts.0.down_proj", "decoder.block: layer.0.SelfAttention.q"])
+def test_captions_of_planes_stay_apart(report, kind):
+    longer = replace(report, sites=tuple(replace(site, kind=kind) for site in report.sites))
+    ax = plots.planes(longer)
+    ax.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert len(boxes) == 8
+    assert not [pair for pair in combinations(boxes, 2) if Bbox.intersection(*pair)]
+    assert min(text.get_fontsize() for text in ax.texts) >= 5
+    assert min(box.x0 for box in boxes) >= 0
+    assert max(box.x1 for box in boxes) <= ax.figure.bbox.width
+
+
 def test_reflections_are_not_drawn_as_rotations_without_a_word(report):
     site, plane, *_ = report.most_rotated(1)[0]
     mirrored = replace(site, reflection=tuple(number == plane for number in range(len(site.angle))))
@@ -161,7 +175,8 @@ def test_the_histogram_is_as_wide_as_its_angles(largest, limit):
         ("kind 1", 2),
     ]
     tops, edges, below = second.get_data()
-    assert edges[:-1][tops > below] == pytest.approx([0], abs=1e-9)
+    ((low, high),) = zip(edges[:-1][tops > below], edges[1:][tops > below], strict=True)
+    assert -low == pytest.approx(high)  # the identity is in the middle of a bar
 
 
 def test_the_histogram_stacks_kinds_as_long_as_there_are_colours(report):
@@ -225,6 +240,18 @@ def test_a_site_outside_the_blocks_has_its_own_column():
     ax = plots.angles(report)
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1", "-"]
     assert json.loads(report.to_json())["sites"][-1]["layer"] is None
+    deep = replace(report, sites=(*(replace(report.sites[0], layer=layer) for layer in range(30)), report.sites[-1]))
+    assert [label.get_text() for label in plots.angles(deep).get_xticklabels()] == [
+        "0",
+        "4",
+        "8",
+        "12",
+        "16",
+        "20",
+        "24",
+        "28",
+        "-",
+    ]
 
 
 def test_composition_bars_stand_for_rates():
