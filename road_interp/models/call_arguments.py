@@ -126,4 +126,4 @@ def checked_positions(positions: Positions) -> Positions:
             f"{shown(positions)} is not a position: use all, first, last, prompt, f3, l2, f3+l2, "
             "or one list of indices per row, as in [[0, 1], [-1]]"
         )
-    return rows
+    return [[int(index) for index in row] for row in rows]

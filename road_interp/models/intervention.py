@@ -99,6 +99,12 @@ class RoadIntervention(
         ]
         self.register_buffer("form", torch.tensor(form))
 
+    def set_subspaces(self, partition: Sequence[Sequence[int]] | None) -> None:
+        """Another partition, as `subspace_partition`. Raises InputError for one that splits planes."""
+        self.subspace_partition = expanded_parts(partition)
+        planes = self._subspace_planes()
+        self.subspace_planes = None if planes is None else planes.to(self.theta.device)
+
     def _subspace_planes(self) -> Bool[Tensor, "subspaces planes"] | None:
         """The planes of every subspace. One that splits planes is an error, unless a saved state may still bring other pairs."""
         if self.subspace_partition is None:

@@ -187,6 +187,11 @@ def _of_beams(unit_locations: Sequence[Any] | None, output: Any) -> Sequence[Any
     copies, rest = divmod(len(states), len(unit_locations))
     if rest or not copies:
         raise InputError(f"unit_locations are of {len(unit_locations)} rows, but a rotated module has an output of {len(states)}")
+    if other := [token for tokens in unit_locations for token in tokens if not 0 <= token < states.shape[1]]:
+        raise InputError(
+            f"unit_locations name token {other[0]}, but the rotated module has {states.shape[1]}, counted from 0 and with "
+            "padding; positions counts without padding, and -1 from the end"
+        )
     return unit_locations if copies == 1 else [tokens for tokens in unit_locations for _ in range(copies)]
 
 

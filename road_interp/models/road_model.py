@@ -52,7 +52,7 @@ from road_interp.models.row_arguments import RowArguments, Strengths
 from road_interp.models.row_selection import RowSelection
 from road_interp.models.row_sites import check_media, site_outside_text
 from road_interp.models.site_interventions import device_of, site_intervention
-from road_interp.models.token_selection import given_rows, prompt_mask
+from road_interp.models.token_selection import check_prompt_and_cache, given_rows, prompt_mask
 from road_interp.sites.module_tree import check_transformers_model, refuse_never_called, refuse_shared
 from road_interp.sites.positions import Positions
 from road_interp.sites.site import Site
@@ -103,9 +103,8 @@ class RoadModel(PyveneModel):
         self.variant, self.group_size = family.variant, family.group_size
         self._family = family.identity_like()
         self.positions = family.positions if positions is None else checked_positions(positions)
-        self.planes = planes
         self._merging = MergeState(base_model)
-        interventions = [site_intervention(base_model, site, family, planes) for site in self.sites]
+        interventions = [site_intervention(base_model, site, family) for site in self.sites]
         refuse_never_called(base_model, [site.module for site in self.sites])
         refuse_shared(base_model, [site.module for site in self.sites])
         representations = [
@@ -116,6 +115,7 @@ class RoadModel(PyveneModel):
         for intervention, site in zip(interventions, self.sites, strict=True):
             intervention.to(device_of(base_model.get_submodule(site.module), base_model))
             intervention.requires_grad_(self.bank is None)
+        self.planes = planes
         self._bank_maps = BankMaps()
         self._wrappers = Wrappers()
 
@@ -123,13 +123,15 @@ class RoadModel(PyveneModel):
     def bank(self) -> RoadBank | None:
         """The adapters that rows name; None for a single adapter. Another bank must have adapters of the same family.
 
-        Raises InputError for one whose sites, their order, variant, group_size, positions or base model differ.
+        Raises InputError for one whose sites, their order, variant, group_size, positions or base model differ, and while the
+        rotations are attached or merged, which would stay those of the bank before.
         """
         return self._bank
 
     @bank.setter
     def bank(self, bank: RoadBank | None) -> None:
         check_argument("RoadModel.bank", bank, (RoadBank, type(None)), "RoadBank({name: adapter})")
+        self._check_not_applied("bank")
         if bank is not None:
             difference = difference_of(self._family, bank.template)
             if not difference and bank.template.sites != self.sites:
@@ -140,7 +142,10 @@ class RoadModel(PyveneModel):
 
     @property
     def planes(self) -> TaskPlanes | None:
-        """The planes of tasks; None for a model without tasks. Raises InputError for planes of other sites."""
+        """The planes of tasks; None for a model without tasks.
+
+        Raises InputError for planes of other sites, and while the rotations are attached or merged.
+        """
         return self._planes
 
     @planes.setter
@@ -148,6 +153,9 @@ class RoadModel(PyveneModel):
         check_argument("RoadModel.planes", planes, (TaskPlanes, type(None)), "TaskPlanes.split(tasks, adapter.sites)")
         if planes is not None and planes.sites != self.sites:
             raise InputError("the planes were split over other sites than those of the adapter")
+        self._check_not_applied("planes")
+        for site, intervention in self.by_site():
+            intervention.set_subspaces(None if planes is None else planes.dimensions(site, self.group_size))
         self._planes = planes
 
     def __str__(self) -> str:
@@ -269,6 +277,7 @@ class RoadModel(PyveneModel):
                     base, sources, unit_locations, source_representations, intervene_on_prompt, subspaces,
                     output_original_output, intervention_additional_kwargs, **kwargs,
                 )  # fmt: skip
+        positions = None if positions is None else checked_positions(positions)
         given = self.positions if positions is None else positions
         if intervene_on_prompt and given != "all":
             raise InputError(f"intervene_on_prompt=True asks for every token, positions {shown(given)} for these: leave it out")
@@ -665,6 +674,11 @@ class RoadModel(PyveneModel):
                 "as pyvene's unit_locations"
             )
 
+    def _check_not_applied(self, what: str) -> None:
+        """Raise InputError while rotations are attached or merged, which would stay as they are."""
+        if applied := self._applied():
+            raise InputError(f"the rotations are {applied}, and would stay as they are: set the {what} before or after that")
+
     def _check_generates(self) -> None:
         """Raise InputError for a model that generates no text."""
         if not hasattr(self.model, "generate"):
@@ -675,7 +689,9 @@ class RoadModel(PyveneModel):
         self._check_generates()
         if self._applied() != "attached":  # else the attached model's `generate` checks
             by_row = any(given is not None and len(given) > 1 for given in rows)
-            check_generation(self.model, inputs, by_row, self.positions if positions is None else positions)
+            given = self.positions if positions is None else positions
+            check_generation(self.model, inputs, by_row, given)
+            check_prompt_and_cache(self.model, given, inputs)
             if by_row:  # generate may call the model of the images by itself
                 check_media(self.model, site_outside_text(self.model, self.sites), inputs)
 

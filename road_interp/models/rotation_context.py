@@ -32,6 +32,7 @@ from road_interp.models.token_selection import (
     EVERY_TOKEN,
     CheckpointedSelections,
     Selection,
+    check_prompt_and_cache,
     given_rows,
     named_inputs,
     prompt_mask,
@@ -285,6 +286,7 @@ class RotationContext:
             check_rows(rows, given_rows(inputs))
             by_row = rows > 1
             check_generation(model, inputs, by_row, self._positions)
+            check_prompt_and_cache(model, self._positions, inputs)
             if by_row:  # generate may call the model of the images by itself
                 check_media(model, self._outside_text, inputs)
             head_inputs = nullcontext() if compiles_generation(model, inputs) else contiguous_head_inputs(model)

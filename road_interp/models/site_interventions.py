@@ -9,14 +9,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.intervention import RoadIntervention
 from road_interp.sites.module_tree import check_no_convolution, has_forward_of_its_own, is_linear, output_width
 from road_interp.sites.site import Site
 
 
-def site_intervention(model: PreTrainedModel, site: Site, adapter: RoadAdapter, planes: TaskPlanes | None) -> RoadIntervention:
+def site_intervention(model: PreTrainedModel, site: Site, adapter: RoadAdapter) -> RoadIntervention:
     """The intervention of one site, with the angles and scales of the adapter.
 
     Raises:
@@ -35,8 +34,7 @@ def site_intervention(model: PreTrainedModel, site: Site, adapter: RoadAdapter, 
         raise InputError(
             f"the output of '{site.module}' has width {output_width(module)}, not {width}: the adapter was made for another model"
         )
-    partition = None if planes is None else planes.dimensions(site, adapter.group_size)
-    intervention = RoadIntervention(width, adapter.variant, adapter.group_size, site.output_slice, subspace_partition=partition)
+    intervention = RoadIntervention(width, adapter.variant, adapter.group_size, site.output_slice)
     with torch.no_grad():
         intervention.theta.copy_(adapter.theta[site.name])
         intervention.alpha.copy_(adapter.alpha[site.name])

@@ -206,6 +206,25 @@ def prompt_mask(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Int[Tensor
     return (states != int(padding)).long()
 
 
+def check_prompt_and_cache(model: PreTrainedModel, positions: Positions, inputs: Mapping[str, Any]) -> None:
+    """Raise InputError where the mask of the prompts of `generate` is neither that of the tokens nor that of cache and tokens.
+
+    transformers drops or lengthens a mask of ones, so that its own output would tell nobody, but positions are those of the mask.
+
+    Args:
+        inputs: all arguments of `generate`, by name.
+    """
+    states, mask = tokens_of(inputs), prompt_mask(model, inputs)
+    if positions == "all" or states is None or mask is None or mask.ndim != 2:
+        return
+    given, known, done = states.shape[1], mask.shape[1], _cached_tokens(model, positions, inputs)
+    if known != given + done and not (known == given > done):
+        raise InputError(
+            f"positions {positions!r} cannot be found: the inputs hold {given} tokens, the cache {done}, and the attention_mask "
+            f"has {known}; give the attention_mask of all {given + done} tokens, or the whole prompt with its own"
+        )
+
+
 def _is_packed(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
     """Whether a row without a mask has positions that are not consecutive: transformers infers that it holds several texts."""
     numbers = inputs.get("position_ids")

@@ -6,6 +6,7 @@ import copy
 import threading
 import warnings
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from transformers import (
     BertForMultipleChoice,
     CsmBackboneModel,
     CsmConfig,
+    DynamicCache,
     GPT2DoubleHeadsModel,
     LongformerConfig,
     LongformerModel,
@@ -583,3 +585,100 @@ def test_gradients_are_summed_over_passes_with_a_backward_each():
             loss.backward()
     for parameter, each in zip((p for p in model.parameters() if p.requires_grad), expected, strict=True):
         torch.testing.assert_close(parameter.grad, each, rtol=1e-4, atol=1e-5)
+
+
+def test_a_prompt_whose_mask_leaves_out_the_cache_is_refused():
+    """transformers generates the same with it, and positions would be found in the tokens behind the prompt."""
+    model = road_model(target_modules="block-output")
+    ids = token_batch(1, 12)["input_ids"]
+    mask = torch.ones_like(ids)
+    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
+
+    def cache(length):
+        filled = DynamicCache()
+        with torch.no_grad():
+            model.model(input_ids=ids[:, :length], past_key_values=filled)
+        return {"past_key_values": filled}
+
+    def new(result):
+        return result[:, -3:].tolist()
+
+    for positions in ("prompt", "last", "first"):
+        expected = new(model.generate({"input_ids": ids, "attention_mask": mask}, positions=positions, **options)[1])
+        for given in ({"input_ids": ids}, {"input_ids": ids[:, 6:]}):
+            whole = {**given, "attention_mask": mask}
+            if positions == "last":
+                assert new(model.generate({**whole, **cache(6)}, positions=positions, **options)[1]) == expected
+            else:  # the cached tokens are as they were computed
+                model.generate({**whole, **cache(6)}, positions=positions, **options)
+        message = f"positions '{positions}' cannot be found: the inputs hold 6 tokens, the cache 6, and the attention_mask has 6"
+        part = {"input_ids": ids[:, 6:], "attention_mask": mask[:, 6:]}
+        with pytest.raises(InputError, match=message):
+            model.generate({**part, **cache(6)}, positions=positions, **options)
+        with model.attached(positions=positions) as base, pytest.raises(InputError, match=message):
+            base.generate(**part, **cache(6), **options)
+        with pytest.raises(InputError, match="the inputs hold 12 tokens, the cache 0, and the attention_mask has 14"):
+            model.generate({"input_ids": ids, "attention_mask": torch.ones(1, 14, dtype=int)}, positions=positions, **options)
+    model.generate({**part, **cache(6)}, positions="all", **options)
+
+
+def test_positions_of_numpy_are_those_of_lists():
+    model, batch, options = (
+        road_model(target_modules="block-output"),
+        token_batch(2, 5),
+        {"max_new_tokens": 3, "do_sample": False},
+    )
+    given = np.array([[0, 1], [2, -1]])
+    ids = [model.generate(batch, positions=positions, **options)[1] for positions in (given, given.tolist())]
+    assert torch.equal(*ids)
+    assert RoadModel(model.model, model.adapter, given).positions == [[0, 1], [2, -1]]
+
+
+def test_tokens_outside_a_row_are_refused_in_pyvenes_loop():
+    model, batch = road_model(target_modules="block-output"), token_batch(2, 5)
+    for token in (-1, 5):
+        with pytest.raises(InputError, match=f"unit_locations name token {token}, but the rotated module has 5, counted from 0"):
+            model(batch, unit_locations={"base": token})
+
+
+def test_another_bank_or_other_planes_are_refused_where_rotations_would_stay(tmp_path):
+    base = tiny_model("Llama", "causal-lm")
+    sites = find_sites(base, ["q_proj"])
+    model = RoadModel(base, RoadBank({"a": random_adapter(sites)}), planes=TaskPlanes.split(["x", "y"], sites))
+    other, planes = RoadBank({"a": random_adapter(sites, seed=1)}), TaskPlanes.split(["x", "y"], sites, "alternating")
+
+    def refused(how):
+        with pytest.raises(InputError, match=f"the rotations are {how}, and would stay as they are: set the bank before"):
+            model.bank = other
+        with pytest.raises(InputError, match=f"the rotations are {how}, and would stay as they are: set the planes before"):
+            model.planes = planes
+
+    with model.attached(["a"]):
+        refused("attached")
+    model.merge("a")
+    refused("merged")
+    model.unmerge()
+    model.bank, model.planes = other, planes
+    again = RoadModel(base, other, planes=planes)
+    batch = token_batch(1)
+    for names in (["x"], ["y"]):
+        options = {"adapter_names": ["a"], "tasks": names}
+        assert torch.equal(*(each(batch, **options)[1].logits for each in (model, again)))
+
+
+def test_other_planes_are_those_of_subspaces_and_of_a_saved_folder(tmp_path):
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch(2)
+    sites = find_sites(base, "block-output")
+    splits = [TaskPlanes.split(["x", "y"], sites), TaskPlanes.split(["x", "y"], sites, "alternating"), None]
+    for number, (before, after) in enumerate(permutations(splits, 2)):
+        model = RoadModel(base, random_adapter(sites), planes=before)
+        model.planes = after
+        model.save(tmp_path / str(number))
+        loaded = RoadModel.load(tmp_path / str(number), tiny_model("Llama", "causal-lm"))
+        assert (loaded.planes is None) == (after is None)
+        if after is not None:
+            for task, masks in after.owned.items():
+                assert all(torch.equal(mask, loaded.planes.owned[task][site]) for site, mask in masks.items())
+            expected = model(batch, tasks=["x", "y"])[1].logits
+            torch.testing.assert_close(model(batch, subspaces=[[[0], [1]]] * len(sites))[1].logits, expected)
+            assert torch.equal(loaded(batch, tasks=["x", "y"])[1].logits, expected)
