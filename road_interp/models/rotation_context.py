@@ -27,7 +27,15 @@ from road_interp.models.open_contexts import OpenContext
 from road_interp.models.passes import InThread, Pass
 from road_interp.models.read_weights import check_reads_no_weight, read_weights_watched
 from road_interp.models.row_maps import RowMaps, check_rows, checked_batch
-from road_interp.models.row_sites import IN_EXPERTS, check_dense_head, check_media, site_in_experts, site_outside_text
+from road_interp.models.row_sites import (
+    IN_EXPERTS,
+    OF_OTHER_STATES,
+    check_dense_head,
+    check_media,
+    check_own_tokens,
+    site_in_experts,
+    site_outside_text,
+)
 from road_interp.models.token_selection import (
     EVERY_TOKEN,
     CheckpointedSelections,
@@ -237,6 +245,8 @@ class RotationContext:
 
     def _read_inputs(self, depth: int, inputs: Mapping[str, Any]) -> None:
         check_reads_no_weight(self._model, self._coefficients.sites, inputs)
+        if self._positions != "all":
+            check_own_tokens(self._outside_text, inputs)
         maps = self._row_maps()
         self._thread.current = self._thread.current._replace(depth=depth, maps=maps, trains=torch.is_grad_enabled())
         if maps.by_row:
@@ -398,6 +408,11 @@ class RotationContext:
         if self._projects_distances(site):
             raise InputError(
                 f"site '{site.name}': its module computes embeddings of distances, too, which are no tokens; only "
+                "positions='all' works there"
+            )
+        if OF_OTHER_STATES.search(site.module):
+            raise InputError(
+                f"site '{site.name}': its tokens are those of another sequence, which cross-attention reads; only "
                 "positions='all' works there"
             )
         if hidden.ndim != 3 or hidden.shape[:2] != mask.shape:

@@ -15,6 +15,7 @@ from road_interp.sites.site import Site
 
 MEDIA = re.compile("pixel|vision|visual|image|video|audio|speech|input_features|input_values")  # in names of inputs and modules
 PLACEHOLDER = re.compile("(image|video|audio)_token_(id|index)")  # in a configuration
+OF_OTHER_STATES = re.compile(r"(cross_?att\w*|encoder_attn)\.(.*[._])?(key|value|k_proj|v_proj|c_attn)$")  # modules of a decoder
 IN_EXPERTS = (
     "site '{}' is inside the experts of a mixture, which mix the tokens of all rows: only one adapter for all rows, in calls of "
     "forward and generate, works there"
@@ -62,16 +63,32 @@ def check_media(model: PreTrainedModel, outside_text: str | None, inputs: Mappin
         )
 
 
-def rows_differ(model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
-    """Whether a pass has texts and media that may not have the same rows: placeholders stand for the media among the tokens of
-    the texts, or the numbers differ."""
-    rows = next((len(inputs[name]) for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None), None)
-    media = [
+def check_own_tokens(outside_text: str | None, inputs: Mapping[str, Any]) -> None:
+    """Raise InputError where positions are those of texts, and a site outside the text model computes media beside them."""
+    if outside_text is not None and _texts_of(inputs) is not None and _media_of(inputs):
+        raise InputError(
+            f"site '{outside_text}' is outside the text model, and its tokens are not those of the text, which positions name: "
+            "only positions='all' works there"
+        )
+
+
+def _texts_of(inputs: Mapping[str, Any]) -> Any:
+    return next((inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None), None)
+
+
+def _media_of(inputs: Mapping[str, Any]) -> list[Any]:
+    return [
         value
         for name, value in inputs.items()
         if MEDIA.search(name) and (isinstance(value, list) or (isinstance(value, Tensor) and value.is_floating_point()))
     ]
-    if rows is None or not media:
+
+
+def rows_differ(model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
+    """Whether a pass has texts and media that may not have the same rows: placeholders stand for the media among the tokens of
+    the texts, or the numbers differ."""
+    texts, media = _texts_of(inputs), _media_of(inputs)
+    if texts is None or not media:
         return False
     has_placeholders = any(PLACEHOLDER.fullmatch(name) and value is not None for name, value in vars(model.config).items())
-    return has_placeholders or any(len(each) != rows for each in media)
+    return has_placeholders or any(len(each) != len(texts) for each in media)

@@ -14,7 +14,11 @@ import pyvene
 import torch
 from torch import nn
 from transformers import (
+    BertConfig,
     BertForMultipleChoice,
+    BertLMHeadModel,
+    CLIPConfig,
+    CLIPModel,
     CsmBackboneModel,
     CsmConfig,
     DynamicCache,
@@ -682,3 +686,29 @@ def test_other_planes_are_those_of_subspaces_and_of_a_saved_folder(tmp_path):
             expected = model(batch, tasks=["x", "y"])[1].logits
             torch.testing.assert_close(model(batch, subspaces=[[[0], [1]]] * len(sites))[1].logits, expected)
             assert torch.equal(loaded(batch, tasks=["x", "y"])[1].logits, expected)
+
+
+def test_positions_are_not_those_of_the_sequence_that_cross_attention_reads():
+    config = BertConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=60)
+    config.is_decoder = config.add_cross_attention = True
+    torch.manual_seed(0)
+    base, batch = BertLMHeadModel(config).eval(), token_batch(2, 6)
+    batch["encoder_hidden_states"] = torch.randn(2, 6, 32)
+    of_text, of_others = (find_sites(base, f"crossattention.{name}") for name in ("self.query", "self.key"))
+    RoadModel(base, random_adapter(of_others))(batch)
+    RoadModel(base, random_adapter(of_text), "last")(batch)
+    with pytest.raises(InputError, match=r"crossattention.self.key': its tokens are those of another sequence"):
+        RoadModel(base, random_adapter(of_others), "last")(batch)
+
+
+def test_positions_of_a_text_are_not_those_of_an_image():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = CLIPConfig(
+        text_config={**sizes, "vocab_size": 60, "eos_token_id": 59}, vision_config={**sizes, "image_size": 8, "patch_size": 4}
+    )
+    torch.manual_seed(0)
+    base, batch = CLIPModel(config).eval(), {**token_batch(2, 5), "pixel_values": torch.randn(2, 3, 8, 8)}
+    image = find_sites(base, "fc2", stack="vision_model.encoder.layers")
+    RoadModel(base, random_adapter(image))(batch)
+    with pytest.raises(InputError, match="is outside the text model, and its tokens are not those of the text"):
+        RoadModel(base, random_adapter(image), "last")(batch)
