@@ -195,8 +195,8 @@ class RoadModel(PyveneModel):
             base: the model's inputs; its attention_mask marks padding.
             adapter_names: for a bank, one name per row, or several road_1 adapters joined by "+", whose rotations are
                 multiplied; `"__base__"` leaves a row unrotated.
-            positions: the tokens to rotate in this call, instead of those given to the constructor. They are of the prompt: one token
-                behind a filled cache, which was generated, is rotated with "all" only.
+            positions: the tokens to rotate in this call, instead of those given to the constructor. They are of the prompt: one
+                token behind a filled cache, which was generated, is rotated with "all" only.
             tasks: for a model with `planes`, the active tasks of every row: "german", "german+instruct", or `"__base__"`; None
                 for all planes.
             trainable_tasks: the tasks of every row whose planes get a gradient; None for all active tasks.
