@@ -7,8 +7,8 @@ export TOKENIZERS_PARALLELISM ?= false
 # Every process would compile all of torch's and transformers' modules anew: 12 of the 17 seconds of a short command.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: audit sbom test-bits test-newest setup demo test test-slow test-training test-soak test-docs test-training-and-docs test-pages test-interop docs \
-	test-notebooks \
+.PHONY: audit sbom test-bits test-newest setup demo test test-slow test-training test-soak test-docs \
+	test-training-and-docs test-pages test-interop docs test-notebooks \
 	test-processes test-faults test-compiled test-gpu bench-gpu test-wheel test-oldest demo-locked coverage mutants lint \
 	format notebooks figures results check-results models clean
 

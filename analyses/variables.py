@@ -480,9 +480,8 @@ VARIABLES_BOUNDLESS = Study(
         "study with given numbers, whose outcomes had been seen."
     ),
     conditions={
-        slug: replace(given, overrides=(*given.overrides, BORDERS))
+        slug: replace(VARIABLES.conditions[slug], overrides=(*VARIABLES.conditions[slug].overrides, BORDERS))
         for slug in ("smollm2_city_16", "smollm2_physical_object_16", "gemma-3-270m_physical_object_16")
-        for given in (VARIABLES.conditions[slug],)
     },
     measure=measure,
     draw=partial(draw, by_method="variables-boundless"),

@@ -59,8 +59,7 @@ def test_the_commit_is_the_one_of_the_code_that_runs(tmp_path):
     assert copied.current_provenance().commit == "a" * 40
 
 
-def test_the_command_names_no_folder_of_the_machine(monkeypatch):
-    monkeypatch.setattr(
-        "sys.argv", ["/opt/bin/road-interp", "study", "drift", "ravel=/data/x/ravel", "--out", "/tmp/figures", "runs/x"]
-    )
+def test_the_command_names_no_folder_of_the_machine(monkeypatch, tmp_path):
+    options = [f"ravel={tmp_path / 'ravel'}", "--out", str(tmp_path / "figures"), "runs/x"]
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "road-interp"), "study", "drift", *options])
     assert provenance.current_provenance((0,)).command == "road-interp study drift ravel=ravel --out figures runs/x"

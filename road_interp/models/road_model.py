@@ -124,7 +124,7 @@ class RoadModel(PyveneModel):
         """The adapters that rows name; None for a single adapter. Another bank must have adapters of the same family.
 
         Raises InputError for one whose sites, their order, variant, group_size, positions or base model differ, and while the
-        rotations are attached or merged, which would stay those of the bank before.
+        rotations are attached, merged or an engine's, which would stay those of the bank before.
         """
         return self._bank
 
@@ -144,7 +144,7 @@ class RoadModel(PyveneModel):
     def planes(self) -> TaskPlanes | None:
         """The planes of tasks; None for a model without tasks.
 
-        Raises InputError for planes of other sites, and while the rotations are attached or merged.
+        Raises InputError for planes of other sites, and while the rotations are attached, merged or an engine's.
         """
         return self._planes
 
@@ -676,8 +676,10 @@ class RoadModel(PyveneModel):
             )
 
     def _check_not_applied(self, what: str) -> None:
-        """Raise InputError while rotations are attached or merged, which would stay as they are."""
-        if applied := self._applied():
+        """Raise InputError while rotations are attached, merged or those of an engine, which would stay as they are."""
+        context = shared_context(self.model)
+        of_engine = f"those of {context.name}" if context is not None and context.kind == "alone" else None
+        if applied := self._applied() or of_engine:
             raise InputError(f"the rotations are {applied}, and would stay as they are: set the {what} before or after that")
 
     def _check_generates(self) -> None:

@@ -577,3 +577,14 @@ def test_an_engine_that_was_not_entered_says_so():
     assert bank_model().continuous_batching(generation_config=SETTINGS).fatal_error is None
     with pytest.raises(InputError, match="the engine is not started: add requests inside `with"):
         bank_model().continuous_batching(generation_config=SETTINGS).add(PROMPTS[0], "a")
+
+
+def test_another_bank_is_refused_while_the_engine_runs():
+    model = bank_model()
+    other = RoadBank({"a": random_adapter(model.sites, seed=9)})
+    with (
+        model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()),
+        pytest.raises(InputError, match="the rotations are those of continuous batching in .*: set the bank before or after"),
+    ):
+        model.bank = other
+    model.bank = other

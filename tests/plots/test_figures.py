@@ -241,17 +241,8 @@ def test_a_site_outside_the_blocks_has_its_own_column():
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1", "-"]
     assert json.loads(report.to_json())["sites"][-1]["layer"] is None
     deep = replace(report, sites=(*(replace(report.sites[0], layer=layer) for layer in range(30)), report.sites[-1]))
-    assert [label.get_text() for label in plots.angles(deep).get_xticklabels()] == [
-        "0",
-        "4",
-        "8",
-        "12",
-        "16",
-        "20",
-        "24",
-        "28",
-        "-",
-    ]
+    labels = [label.get_text() for label in plots.angles(deep).get_xticklabels()]
+    assert labels == ["0", "4", "8", "12", "16", "20", "24", "28", "-"]
 
 
 def test_composition_bars_stand_for_rates():
