@@ -13,6 +13,8 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
+from road_interp.training.study_pieces import FILES
+
 CHUNK = "Results"
 
 
@@ -27,7 +29,7 @@ def study_of(figure: Path, results: Path) -> str:
 def results_hash(study: str, results: Path) -> str:
     """A hash of all results of a study: of their paths and contents."""
     found = hashlib.sha256()
-    for path in sorted((results / study).rglob("*.json")):
+    for path in sorted((results / study).glob(f"*/{FILES}")):
         found.update(path.relative_to(results).as_posix().encode())
         found.update(path.read_bytes())
     return found.hexdigest()[:16]

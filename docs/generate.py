@@ -29,7 +29,7 @@ from road_interp.plots.export import for_the_web
 from road_interp.recipes import schema
 from road_interp.training.study import Study, StudyOptions, studies
 from road_interp.training.study_page import command_of
-from road_interp.training.study_pieces import read_study
+from road_interp.training.study_pieces import FILES, read_study
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -45,7 +45,7 @@ def main(docs: Path) -> None:
         (folder / name).mkdir(parents=True)
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         shutil.copy(notebook, folder / "tutorials")
-    measured = [name for name in studies() if any((RESULTS / name).glob("*/*.json"))]
+    measured = [name for name in studies() if any((RESULTS / name).glob(f"*/{FILES}"))]
     with ProcessPoolExecutor() as processes:
         list(processes.map(write_result_page, measured, [folder / "results"] * len(measured)))
     for name, module in NAMESPACES.items():

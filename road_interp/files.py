@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
 import stat
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +17,21 @@ from typing import Any
 from road_interp.errors import InputError
 
 UNFINISHED = ".tmp"
+GZIP = ".gz"
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write `content` to `path` atomically: a reader sees the old file or the new one, also after a crash."""
+    """Write `content` to `path` atomically: a reader sees the old file or the new one, also after a crash.
+
+    A path that ends in .gz gets it compressed, the same content as the same bytes.
+    """
+    payload = content.encode() if isinstance(content, str) else content
+    if path.suffix == GZIP:
+        payload = gzip.compress(payload, mtime=0)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(payload)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask())
@@ -96,11 +105,18 @@ def check_folder(folder: Path) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The text in `path`, without a byte order mark. Raises InputError for a file that cannot be read or is not UTF-8."""
+    """The text in `path`, without a byte order mark; that of a path that ends in .gz is decompressed.
+
+    Raises InputError for a file that cannot be read, is damaged or is not UTF-8.
+    """
+    opened = gzip.open if path.suffix == GZIP else open
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with opened(path, "rt", encoding="utf-8-sig") as file:
+            return str(file.read())
     except FileNotFoundError:
         raise InputError(f"'{path}' does not exist") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"'{path}' is not a whole gzip file ({error})") from None
     except OSError as error:
         raise InputError(f"'{path}' cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:

@@ -111,13 +111,13 @@ class Result:
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON to `path` atomically; its folder is made."""
+        """Write the JSON to `path` atomically, compressed if it ends in .gz; its folder is made."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(path), self.to_json() + "\n")
 
     @classmethod
     def load(cls: type[Loaded], path: str | Path) -> Loaded:
-        """The result in a file. Raises InputError that names file and key."""
+        """The result in a file, compressed if its name ends in .gz. Raises InputError that names file and key."""
         try:
             return cls.from_json(read_text(Path(path)))
         except InputError as error:

@@ -213,7 +213,7 @@ def timed(results):
     made = current_provenance((0,), settings_of(study, study.conditions["all"], StudyOptions()))
     (results / "throughput" / "all").mkdir(parents=True)
     report = ThroughputReport("tiny", 14, "cpu", "float32", 2, 2, timings, provenance=made)
-    report.save(results / "throughput" / "all" / "seed-0.json")
+    report.save(results / "throughput" / "all" / "seed-0.json.gz")
 
 
 @pytest.mark.rendered
@@ -237,7 +237,7 @@ def test_a_measurement_goes_on_after_a_kill(tmp_path):
     arguments = ("--quick", "--only", "fc1", "--only", "mlp", *places)
     command = [sys.executable, ANALYSES / "capacity.py", *arguments]
     killed = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    while not (pieces := list(tmp_path.glob("results/quick/capacity/*/*.json"))):
+    while not (pieces := list(tmp_path.glob("results/quick/capacity/*/*.json.gz"))):
         assert killed.poll() is None
         time.sleep(0.01)
     killed.kill()
@@ -247,7 +247,7 @@ def test_a_measurement_goes_on_after_a_kill(tmp_path):
     assert {path.parent.name for path in pieces} == {"fc1"}
     code, _ = script("capacity", *arguments)
     assert code == 0
-    assert {path.parent.name for path in tmp_path.glob("results/quick/capacity/*/*.json")} == {"fc1", "mlp"}
+    assert {path.parent.name for path in tmp_path.glob("results/quick/capacity/*/*.json.gz")} == {"fc1", "mlp"}
     assert all((path.read_bytes(), path.stat().st_mtime_ns) == before for path, before in first.items())
     assert len(list(tmp_path.glob("figures/capacity.*"))) == 3
 

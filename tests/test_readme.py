@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from road_interp.files import read_json_object, write_atomically
 from road_interp.recipes.loader import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -91,11 +92,11 @@ def test_a_changed_outcome_fails_the_check(check, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(sys, "argv", ["write_numbers.py"])
     assert main() == 0
     assert capsys.readouterr().out == ""
-    (piece,) = (tmp_path / "results").glob("*/*/*.json")
-    content = json.loads(piece.read_text())
+    (piece,) = (tmp_path / "results").glob("*/*/*.json.gz")
+    content = read_json_object(piece)
     (road,) = (each for each in content["methods"] if each["method"] == "RoAd")
     road["seconds"] = [2 * value for value in road["seconds"]]
-    piece.write_text(json.dumps(content))
+    write_atomically(piece, json.dumps(content))
     check["rows"].cache_clear()
     assert main() == 1
     assert capsys.readouterr().out.startswith("README.md: cost: RoAd: ")

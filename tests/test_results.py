@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, dataclass
@@ -157,15 +158,32 @@ def test_what_cannot_be_used_is_named(message):
 def test_files_are_named_by_who_reads_them(tmp_path):
     (tmp_path / "other.json").write_text(WRONG["this is the JSON of Single, not of Report"])
     (tmp_path / "no-text.json").write_bytes(b"\xff")
+    (tmp_path / "plain.json.gz").write_text("{}")
+    (tmp_path / "cut.json.gz").write_bytes(gzip.compress(b"{}")[:-5])
+    (tmp_path / "changed.json.gz").write_bytes(gzip.compress(b"{}")[:-8] + bytes(8))
     for name, message in (
         ("other.json", "other.json: this is the JSON of Single, not of Report"),
         ("no-text.json", "no-text.json' is not a text file"),
+        ("plain.json.gz", "plain.json.gz' is not a whole gzip file"),
+        ("cut.json.gz", "cut.json.gz' is not a whole gzip file"),
+        ("changed.json.gz", "changed.json.gz' is not a whole gzip file"),
         ("gone.json", "gone.json' does not exist"),
     ):
         with pytest.raises(InputError) as caught:
             Report.load(tmp_path / name)
         assert message in str(caught.value)
         assert str(caught.value).count(str(tmp_path)) == 1
+
+
+def test_a_path_that_ends_in_gz_is_compressed(tmp_path):
+    """And the same result gives the same bytes, whatever the time and the path."""
+    written = [tmp_path / name for name in ("report.json.gz", "other.json.gz")]
+    for path in written:
+        REPORT.save(path)
+        assert Report.load(path) == REPORT
+        assert json.loads(gzip.decompress(path.read_bytes())) == json.loads(REPORT.to_json())
+    assert written[0].read_bytes() == written[1].read_bytes()
+    assert written[0].read_bytes()[4:8] == bytes(4)  # the time in its header
 
 
 def test_a_path_may_be_text(tmp_path):

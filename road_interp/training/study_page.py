@@ -16,7 +16,7 @@ from road_interp.plots.export import marked
 from road_interp.progress import Progress, silent
 from road_interp.provenance import figure_metadata
 from road_interp.training.study import Study, StudyOptions
-from road_interp.training.study_pieces import folder_of, report_of, stored_pieces
+from road_interp.training.study_pieces import FILES, folder_of, report_of, stored_pieces
 
 QUICK_MARK = "quick settings: not a result"
 
@@ -49,7 +49,7 @@ def command_of(study: Study, conditions: Iterable[str]) -> str:
 
 def _sections(studies: Sequence[Study], options: StudyOptions, folder: Path, progress: Progress) -> Iterator[dict[str, Any]]:
     for number, study in enumerate(studies):
-        if not any(folder_of(study, options).glob("*/*.json")):
+        if not any(folder_of(study, options).glob(f"*/{FILES}")):
             continue
         progress(study.name, number, len(studies))
         pieces = stored_pieces(study, options)

@@ -1,7 +1,7 @@
 """The pieces of a study: those that are missing are measured, and all that are stored are read.
 
-Each piece (one condition and seed) is stored as `RESULTS/STUDY/CONDITION/seed-N.json`, and is measured only if that file is
-missing. It holds no summary, whose intervals would stay those of the day when they were computed.
+Each piece (one condition and seed) is stored as `RESULTS/STUDY/CONDITION/seed-N.json.gz`, and is measured only if that
+file is missing. It holds no summary, whose intervals would stay those of the day when they were computed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from road_interp.errors import InputError, did_you_mean
-from road_interp.files import check_folder, write_atomically
+from road_interp.files import GZIP, check_folder, write_atomically
 from road_interp.from_mapping import from_mapping
 from road_interp.models.loading import find_device
 from road_interp.progress import Progress, silent
@@ -27,6 +27,8 @@ from road_interp.training.arguments import forward_precision
 from road_interp.training.manifest import read_manifest, record
 from road_interp.training.study import Condition, Piece, Pieces, Study, StudyOptions, settings_hash
 from road_interp.training.study_inputs import check_digests, digests
+
+FILES = "seed-*.json*"  # in the folder of a condition
 
 
 def run_study(study: Study, options: StudyOptions, progress: Progress = silent) -> Result:
@@ -99,7 +101,7 @@ def _further_seeds(study: Study, options: StudyOptions) -> list[int]:
     """The seeds that have pieces, and that their conditions do not take by default."""
     found: set[int] = set()
     for slug, condition in study.conditions.items():
-        names = [path.stem.removeprefix("seed-") for path in (folder_of(study, options) / slug).glob("seed-*.json")]
+        names = [_name(path).removeprefix("seed-") for path in (folder_of(study, options) / slug).glob(FILES)]
         found |= {int(name) for name in names if name.isdecimal()} - {*_seeds(study, condition, options)}
     return sorted(found)
 
@@ -160,7 +162,7 @@ def _load(study: Study, condition: Condition, path: Path, options: StudyOptions,
     stored = None if made is None else made.settings
     if made is None or stored != settings:
         raise InputError(f"'{path}' was measured with other settings ({stored}, not {settings}); choose another --results")
-    if [path.stem] != [f"seed-{seed}" for seed in made.seeds]:
+    if [_name(path)] != [f"seed-{seed}" for seed in made.seeds]:
         raise InputError(f"'{path}' was measured with seed {', '.join(map(str, made.seeds))}: move it where it belongs")
     check_digests(made.inputs, inputs, path)
     return result
@@ -198,7 +200,13 @@ def _seeds(study: Study, condition: Condition, options: StudyOptions) -> tuple[i
 
 
 def _path(study: Study, slug: str, seed: int, options: StudyOptions) -> Path:
-    return folder_of(study, options) / slug / f"seed-{seed}.json"
+    """The file of a piece, also one that is not compressed."""
+    path = folder_of(study, options) / slug / f"seed-{seed}.json"
+    return path if path.is_file() else path.with_name(f"{path.name}{GZIP}")
+
+
+def _name(path: Path) -> str:
+    return path.name.partition(".")[0]
 
 
 def folder_of(study: Study, options: StudyOptions) -> Path:

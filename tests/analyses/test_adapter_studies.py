@@ -118,7 +118,7 @@ def test_parameter_share(known, command, monkeypatch, tmp_path):
     assert told["numbers"][name].startswith("0.333")
     assert [value for row, value in told["numbers"].items() if row.endswith("RTE, full (0.100%), by seed")] == ["0.333, 0.333"]
     for method, seed in (("road_1", 1), ("full", 0)):
-        (tmp_path / "results" / "parameter-share" / f"minilm_RTE_{method}" / f"seed-{seed}.json").unlink()
+        (tmp_path / "results" / "parameter-share" / f"minilm_RTE_{method}" / f"seed-{seed}.json.gz").unlink()
     told = command("parameter-share", "--redraw", "--seeds", "0,1")  # methods that have other seeds each are not compared
     assert not [row for row in told["numbers"] if row.endswith("RTE, road_1 (0.100%) minus full fine-tuning")]
     assert [row for row in told["numbers"] if row.endswith("RTE, road_1 (0.100%)")]

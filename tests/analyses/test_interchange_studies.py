@@ -55,7 +55,7 @@ def test_interchange_beside_its_controls(command, tiny_language_model, tmp_path)
     output = command("controls", "layer=0", "steps=2", "--quick")
     assert "(1 on agreement)" in output["sentence"]
     assert "agreement, full swap" in output["numbers"]
-    (path,) = (tmp_path / "results" / "quick").glob("controls-*/*/*.json")
+    (path,) = (tmp_path / "results" / "quick").glob("controls-*/*/*.json.gz")
     assert path.parent.name == "agreement"
     report = ControlReport.load(path)
     assert {(row.task, row.span, row.layer) for row in report.rows if hasattr(row, "layer")} <= {("agreement", "subject", 0)}
@@ -70,7 +70,7 @@ def test_interchange_beside_its_controls(command, tiny_language_model, tmp_path)
 def test_log_odds_of_controls_have_intervals_over_words(known, command, tiny_language_model, tmp_path):
     """Selectivity is a paired difference; the log odds ratios of no swap are all 0, and those of older results not known."""
     numbers = command("controls", "layer=0", "steps=2", "--quick")["numbers"]
-    (path,) = (tmp_path / "results" / "quick").glob("controls-*/*/*.json")
+    (path,) = (tmp_path / "results" / "quick").glob("controls-*/*/*.json.gz")
     report = ControlReport.load(path)
     full, control = (np.array(report.of(each).log_odds_by_pair) for each in (DAS, f"{DAS}, arbitrary answers"))
     low, high = value_interval(full - control, report.words)
@@ -97,14 +97,14 @@ def test_scan_and_depth_of_an_interchange(command, tiny_language_model, tmp_path
     output = command("depth", "layer=0", "--quick")
     assert [Path(path).name for path in output["figures"]] == ["depth-agreement.png"]
     assert all(name.startswith("depth ") for name in output["numbers"])
-    (path,) = (tmp_path / "results" / "quick").glob("depth-*/agreement/seed-0.json")
+    (path,) = (tmp_path / "results" / "quick").glob("depth-*/agreement/seed-0.json.gz")
     assert len(DepthReport.load(path).cells) == 1
     assert len(tiny_language_model) == 1
 
 
 def test_cost_of_an_interchange(command, no_model, tmp_path):
     output = command("cost", "--quick")
-    report = CostReport.load(tmp_path / "results" / "quick" / "cost" / "width-2048" / "seed-0.json")
+    report = CostReport.load(tmp_path / "results" / "quick" / "cost" / "width-2048" / "seed-0.json.gz")
     assert report.width == 64
     assert len(output["numbers"]) == 11 + 4  # methods, and trained values of the four rotations
     assert [Path(path).name for path in output["figures"]] == ["cost.png"]
@@ -130,7 +130,7 @@ def test_causalgyms_table(known, command, tiny_language_model, monkeypatch, tmp_
     )
     assert _odds(told) == pytest.approx(sum(apart) / 2, abs=0.016)
     assert float(told.rpartition(" ")[2]) == pytest.approx(abs(apart[0] - apart[1]) / 2, abs=0.016)
-    (path,) = (tmp_path / "results").glob("causalgym-*/agr_gender/seed-0.json")
+    (path,) = (tmp_path / "results").glob("causalgym-*/agr_gender/seed-0.json.gz")
     whole = TaskScores.load(path)
     das, stacked = (np.array(whole.of(method).test.log_odds_by_pair) for method in (DAS, STACKED))
     difference = with_interval((das.mean() - stacked.mean(), *value_interval(das - stacked, whole.words)), 2)
@@ -150,7 +150,7 @@ def test_later_seeds_of_several_variables_take_the_rates_that_the_first_chose(kn
     """Those of the stored comparison of seed 0, by validation."""
     script = script_of(known["variables"])
     settings, grid, methods = script["Settings"], script["RATES"], script["METHODS"]
-    first = VariablesComparison.load(RESULTS / f"variables/{condition}/seed-0.json")
+    first = VariablesComparison.load(RESULTS / f"variables/{condition}/seed-0.json.gz")
     tried = {method: [each for each in first.trials if each.method == method] for method in methods}
     assert {tuple(each.rate for each in trials) for trials in tried.values()} == {grid}
     chosen = {
@@ -177,14 +177,14 @@ def test_later_seeds_of_several_variables_take_the_rates_that_the_first_chose(kn
 
 def _check_rates_of_boundless_forms(script, second_seed):
     """Those of the stored comparison with learned borders."""
-    found = VariablesComparison.load(RESULTS / "variables-boundless/smollm2_city_16/seed-0.json")
+    found = VariablesComparison.load(RESULTS / "variables-boundless/smollm2_city_16/seed-0.json.gz")
     chosen = {report.method: (report.rate,) for report in found.reports if report.rate}
     assert {*chosen} == {script["SHARED"], *script["BOUNDLESS"]}
     assert script["rates_of"](replace(second_seed, methods=(*chosen,))) == chosen
 
 
 def test_no_swap_has_no_interval_in_the_figure_either(known, monkeypatch, tmp_path):
-    found, drawn = VariablesComparison.load(RESULTS / "variables/smollm2_physical_object_16/seed-0.json"), {}
+    found, drawn = VariablesComparison.load(RESULTS / "variables/smollm2_physical_object_16/seed-0.json.gz"), {}
     script, study = script_of(known["variables"]), known["variables"]
     means = script["plots"].means
     monkeypatch.setattr(
@@ -197,7 +197,7 @@ def test_no_swap_has_no_interval_in_the_figure_either(known, monkeypatch, tmp_pa
 
 def test_differences_have_the_interval_of_other_trainings_too(known):
     script = script_of(known["variables"])
-    found = [VariablesComparison.load(RESULTS / f"variables/smollm2_physical_object_16/seed-{seed}.json") for seed in range(3)]
+    found = [VariablesComparison.load(RESULTS / f"variables/smollm2_physical_object_16/seed-{seed}.json.gz") for seed in range(3)]
     rows = dict(script["values_of"](found, "stacked RoAd", "multi-task DAS"))
     name = "SmolLM2-135M, physical object, 16 per variable, stacked RoAd minus multi-task DAS"
     each = [one.of("stacked RoAd").disentangle - one.of("multi-task DAS").disentangle for one in found]
@@ -210,7 +210,7 @@ def test_differences_have_the_interval_of_other_trainings_too(known):
     ]
     assert script["losses_of"](found, "full swap") == []
     tied = VariablesComparison.load(
-        RESULTS / "variables/smollm2_city_16/seed-0.json"
+        RESULTS / "variables/smollm2_city_16/seed-0.json.gz"
     )  # whose rates validate alike but for rounding
     assert script["losses_of"]([tied], "deep RoAd") == [
         next(trial.loss for trial in tied.trials if (trial.method, trial.rate) == ("deep RoAd", 0.02))
@@ -218,7 +218,7 @@ def test_differences_have_the_interval_of_other_trainings_too(known):
 
 
 def test_every_rotation_is_compared_with_multi_task_das(known):
-    found = VariablesComparison.load(RESULTS / "variables/smollm2_physical_object_16/seed-0.json")
+    found = VariablesComparison.load(RESULTS / "variables/smollm2_physical_object_16/seed-0.json.gz")
     rows = dict(known["variables"].describe(known["variables"].report({"smollm2_physical_object_16": [found]}))[1])
     rotations = [report.method for report in found.reports if "RoAd" in report.method and "masked" not in report.method]
     assert len(rotations) == 4
@@ -229,7 +229,7 @@ def test_every_rotation_is_compared_with_multi_task_das(known):
 
 def test_the_most_frequent_group_and_the_scores_without_it(known):
     script = script_of(known["variables"])
-    found = VariablesComparison.load(RESULTS / "variables/smollm2_physical_object_16/seed-0.json")
+    found = VariablesComparison.load(RESULTS / "variables/smollm2_physical_object_16/seed-0.json.gz")
     name = "SmolLM2-135M, physical object, 16 per variable"
     rows = dict(script["frequent_clusters"]([found]))
     with_lagoon = sum("lagoon" in pair for pair in found.clusters)
@@ -290,7 +290,7 @@ def test_several_variables(command, nouns, tmp_path):
     assert len(output["numbers"]) == 2 * (1 + 2 * (3 + 2))  # the data; the mean and the values by seed of controls and methods
     data = output["numbers"]["SmolLM2-135M, number and gender, 2 per variable, data"]
     assert data == "448 of 7 questions, about 112 entities, are answered rightly; 32 test pairs"
-    (path,) = (tmp_path / "results").glob("variables-*/smollm2_number-gender_2/seed-0.json")
+    (path,) = (tmp_path / "results").glob("variables-*/smollm2_number-gender_2/seed-0.json.gz")
     found = VariablesComparison.load(path)
     assert (found.coordinates, found.answered, found.pairs) == (2, (112, 448, 7), (32, 32, 32))
     no_swap = found.of("no swap")
@@ -303,7 +303,7 @@ def test_several_variables(command, nouns, tmp_path):
 def test_scores_bear_the_names_of_their_variables(command, nouns, tmp_path):
     """Nouns have their variables in one order, whatever the settings say."""
     command("variables", *nouns, "variables=[gender, number]", "--only", "smollm2_number-gender_2", "--seeds", "0")
-    (path,) = (tmp_path / "results").glob("variables-*/smollm2_number-gender_2/seed-0.json")
+    (path,) = (tmp_path / "results").glob("variables-*/smollm2_number-gender_2/seed-0.json.gz")
     found = VariablesComparison.load(path)
     assert found.variables == ("number", "gender")
     assert {tuple(score.variable for score in report.scores) for report in found.reports} == {found.variables}
@@ -329,7 +329,7 @@ def test_intervals_over_cities_are_over_countries(known, command, monkeypatch, t
     monkeypatch.setitem(script, "answered", lambda settings, task, piece: (list(task.questions()), 7))
     options = ("layer=0", "prefix=''", "steps=2", "pairs=[8, 8, 8]", "methods=[stacked RoAd]", "rates=[0.1]")
     command("variables", f"ravel={tmp_path}", *options, "--only", "smollm2_city_1", "--seeds", "0")
-    (path,) = (tmp_path / "results").glob("variables-*/smollm2_city_1/seed-0.json")
+    (path,) = (tmp_path / "results").glob("variables-*/smollm2_city_1/seed-0.json.gz")
     found = VariablesComparison.load(path)
     assert {country for both in found.clusters for country in both} == {*places}
     report = found.of("stacked RoAd")
@@ -338,7 +338,7 @@ def test_intervals_over_cities_are_over_countries(known, command, monkeypatch, t
 
 
 def test_stored_comparisons_of_cities_have_countries_as_clusters():
-    stored = [VariablesComparison.load(path) for path in sorted(RESULTS.glob("variables*/*_city_*/seed-*.json"))]
+    stored = [VariablesComparison.load(path) for path in sorted(RESULTS.glob("variables*/*_city_*/seed-*.json.gz"))]
     assert len(stored) > 10
     countries = {country for both in stored[0].clusters for country in both}
     assert {"China", "Italy"} <= countries

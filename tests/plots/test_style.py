@@ -281,18 +281,18 @@ def test_another_quantity_or_task_is_refused():
     with pytest.raises(InputError, match="plots.drift_blocks: quantity must be one of angle, dM, not 'dD'"):
         plots.drift(drift, quantity="dD")
     folder = Path(__file__).parents[2] / "results"
-    found = VariablesComparison.load(next(folder.glob("variables/smollm2_number-gender_16/seed-0.json")))
+    found = VariablesComparison.load(next(folder.glob("variables/smollm2_number-gender_16/seed-0.json.gz")))
     with pytest.raises(InputError, match="quantity must be one of cause, isolation, disentangle, not 'rate'"):
         plots.variables(found, quantity="rate")
     assert plots.variables(found).get_legend() is not None
-    timed = measure.ThroughputReport.load(next(folder.glob("throughput/*/seed-0.json")))
+    timed = measure.ThroughputReport.load(next(folder.glob("throughput/*/seed-0.json.gz")))
     with pytest.raises(InputError, match="plots.throughput: task must be one of requests, length, rank, not 'forward'"):
         plots.throughput(timed, task="forward")
 
 
 def test_a_method_has_points_where_it_was_tested_only():
     folder = Path(__file__).parents[2] / "results" / "variables"
-    one, four = (VariablesComparison.load(folder / f"smollm2_number-gender_{count}" / "seed-0.json") for count in (1, 4))
+    one, four = (VariablesComparison.load(folder / f"smollm2_number-gender_{count}" / "seed-0.json.gz") for count in (1, 4))
     fewer = replace(four, reports=tuple(report for report in four.reports if report.method != "stacked RoAd"))
     ax = plots.variables([one, fewer])
     points = {bars.get_label(): bars.lines[0].get_ydata().tolist() for bars in ax.containers}

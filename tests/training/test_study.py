@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from helpers.recipes import recipe_for
 from helpers.studies import Measured, Settings, small_study
 from road_interp.errors import InputError
+from road_interp.files import read_text, write_atomically
 from road_interp.measure import Ablation, AblationReport
 from road_interp.progress import silent
 from road_interp.runs.run import Run
@@ -58,15 +60,15 @@ def test_missing_pieces_are_measured_once(study, measured, tmp_path):
     ]
     assert [piece.recipe for piece in measured[1:3]] == [Settings(10, None, 1), Settings(20, None, 0)]
     assert {piece.runs for piece in measured} == {tmp_path / "runs"}
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
-    assert len(files) == 8 + 1
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("seed-*.json.gz")}
+    assert len(files) == 8
     measured.clear()
     assert run_study(study, options(tmp_path, seeds=(0, 1, 2))) == report
     assert measured == []
     run_study(study, options(tmp_path, seeds=(0, 1, 2, 3)))
     assert slugs_and_seeds(measured) == [("longer", 3), ("apart", 3)]
-    assert all(path.stat().st_mtime_ns == time for path, time in files.items() if path.name != "MANIFEST.json")
-    (tmp_path / "results" / "small" / "apart" / "seed-1.json").unlink()
+    assert all(path.stat().st_mtime_ns == time for path, time in files.items())
+    (tmp_path / "results" / "small" / "apart" / "seed-1.json.gz").unlink()
     measured.clear()
     run_study(study, options(tmp_path))
     assert slugs_and_seeds(measured) == [("apart", 1)]
@@ -88,7 +90,7 @@ def test_a_condition_without_a_required_setting_is_left_out_and_named(study, mea
 
 def test_a_condition_can_have_a_measure_of_its_own(study, tmp_path):
     run_study(study, options(tmp_path, seeds=(0,)))
-    steps = [Measured.load(tmp_path / "results" / "small" / slug / "seed-0.json").steps for slug in study.conditions]
+    steps = [Measured.load(tmp_path / "results" / "small" / slug / "seed-0.json.gz").steps for slug in study.conditions]
     assert steps == [10, 20, -1]
 
 
@@ -146,14 +148,14 @@ def test_a_piece_that_was_measured_with_other_settings_is_refused(study, tmp_pat
     other = replace(study.conditions["plain"], overrides=("steps=11",))
     changed = replace(study, conditions={**study.conditions, "plain": other})
     for call in (run_study, read_study):
-        with pytest.raises(InputError, match=r"plain/seed-0.json' was measured with other settings \(.{8}, not .{8}\)") as error:
+        with pytest.raises(InputError, match=r"seed-0.json.gz' was measured with other settings \(.{8}, not .{8}\)") as error:
             call(changed, options(tmp_path, seeds=(0,)))
         assert "choose another --results" in str(error.value)
-    path = tmp_path / "results" / "small" / "plain" / "seed-0.json"
+    path = tmp_path / "results" / "small" / "plain" / "seed-0.json.gz"
     replace(Measured.load(path), provenance=None).save(path)  # results of other commands have no settings hash
     with pytest.raises(InputError, match="with other settings"):
         read_study(study, options(tmp_path, seeds=(0,)))
-    path.write_text('{"condition": "plain", "seed": 0, "steps": 10}')  # as by a release without provenance
+    write_atomically(path, '{"condition": "plain", "seed": 0, "steps": 10}')  # as by a release without provenance
     with pytest.raises(InputError, match=r"with other settings \(None, not"):
         read_study(study, options(tmp_path, seeds=(0,)))
 
@@ -162,10 +164,23 @@ def test_a_piece_of_another_seed_is_refused(study, tmp_path):
     """Such as a file that was copied from another machine to the wrong name: its seed would count twice."""
     run_study(study, options(tmp_path, seeds=(0,), only=("longer",)))
     folder = tmp_path / "results" / "small" / "longer"
-    shutil.copy(folder / "seed-0.json", folder / "seed-1.json")
+    shutil.copy(folder / "seed-0.json.gz", folder / "seed-1.json.gz")
     for call in (run_study, read_study):
-        with pytest.raises(InputError, match=r"longer/seed-1.json' was measured with seed 0: move it where it belongs"):
+        with pytest.raises(InputError, match=r"longer/seed-1.json.gz' was measured with seed 0: move it where it belongs"):
             call(study, options(tmp_path, seeds=(0, 1), only=("longer",)))
+
+
+def test_a_piece_that_is_not_compressed_counts(study, measured, tmp_path):
+    """Such as one that was unpacked to be read, or that a release before compression wrote."""
+    report = run_study(study, options(tmp_path, seeds=(0, 1), only=("longer",)))
+    for path in (tmp_path / "results" / "small" / "longer").iterdir():
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    measured.clear()
+    assert run_study(study, options(tmp_path, seeds=(0, 1), only=("longer",))) == report
+    assert measured == []
+    with pytest.warns(UserWarning, match=r"results of further seeds are left out \(1\)"):
+        read_study(replace(study, seeds=(0,)), options(tmp_path))
 
 
 def test_a_damaged_manifest_is_an_error_before_the_measurement(study, measured, tmp_path):
@@ -185,12 +200,12 @@ def test_an_input_file_that_changed_is_refused(study, measured, tmp_path):
     given = options(tmp_path, seeds=(0,), overrides=(f"file={texts}",))
     run_study(study, given)
     assert {piece.seed for piece in measured} == {0}
-    stored = Measured.load(tmp_path / "results" / "small" / "plain" / "seed-0.json").provenance.inputs
+    stored = Measured.load(tmp_path / "results" / "small" / "plain" / "seed-0.json.gz").provenance.inputs
     assert stored == {"file/texts.txt": hashlib.sha256(b"a good film").hexdigest()[:16]}
     read_study(study, options(tmp_path, seeds=(0,)))  # reading needs no input
     texts.write_text("a dull film")
     for call in (run_study, read_study):
-        with pytest.raises(InputError, match="plain/seed-0.json' was measured with another file/texts.txt; choose another"):
+        with pytest.raises(InputError, match="plain/seed-0.json.gz' was measured with another file/texts.txt; choose another"):
             call(study, given)
     measured.clear()
     with pytest.raises(InputError, match="was measured with another file/texts.txt"):
@@ -209,7 +224,7 @@ def test_data_of_a_recipe_that_changed_are_refused(study, measured, tmp_path):
     run_study(trains, given)
     read_study(trains, given)
     data.write_text("text,label\ndull,negative\n")
-    with pytest.raises(InputError, match="seed-0.json' was measured with another data/films.csv; choose another --results"):
+    with pytest.raises(InputError, match="seed-0.json.gz' was measured with another data/films.csv; choose another --results"):
         run_study(trains, given)
 
 
@@ -223,7 +238,7 @@ def test_data_in_a_folder_that_changed_are_refused(study, measured, tmp_path):
     (data / ".cache").write_text("not of the data")
     read_study(trains, given)
     (data / "train.csv").write_text("text,label\nfine,negative\n")
-    with pytest.raises(InputError, match="seed-0.json' was measured with another data/films; choose another --results"):
+    with pytest.raises(InputError, match="seed-0.json.gz' was measured with another data/films; choose another --results"):
         run_study(trains, given)
 
 
@@ -245,7 +260,7 @@ def test_data_files_of_one_name_in_different_folders_are_told_apart(study, measu
     given = options(tmp_path, seeds=(0,), overrides=tuple(f"data.{key}={path}" for key, path in paths.items()))
     run_study(trains, given)
     paths["id"].write_text("text,label\nchanged,positive\n")
-    with pytest.raises(InputError, match="seed-0.json' was measured with another data/films.csv; choose another --results"):
+    with pytest.raises(InputError, match="seed-0.json.gz' was measured with another data/films.csv; choose another --results"):
         read_study(trains, given)
 
 
@@ -278,7 +293,7 @@ def test_an_input_file_of_another_name_is_refused_unless_it_has_the_same_content
     )
     run_study(study, one)
     for call in (run_study, read_study):
-        with pytest.raises(InputError, match="plain/seed-0.json' was measured with another file/two; choose another --results"):
+        with pytest.raises(InputError, match="seed-0.json.gz' was measured with another file/two; choose another --results"):
             call(study, two)
     run_study(study, copy)
     assert len(measured) == 1
@@ -294,13 +309,13 @@ def test_an_input_file_of_another_name_is_refused_unless_it_has_the_same_content
     ],
 )
 def test_a_file_that_is_no_result_is_named(study, measured, tmp_path, content, message):
-    path = tmp_path / "results" / "small" / "plain" / "seed-0.json"
+    path = tmp_path / "results" / "small" / "plain" / "seed-0.json.gz"
     path.parent.mkdir(parents=True)
-    path.write_text(content)
+    write_atomically(path, content)
     with pytest.raises(InputError, match=message) as error:
         run_study(study, options(tmp_path, seeds=(0,)))
     assert str(path) in str(error.value)
-    assert path.read_text() == content
+    assert read_text(path) == content
 
 
 def test_overrides_get_a_folder_of_their_own(study, measured, tmp_path):
@@ -332,7 +347,7 @@ def test_quick_measures_less_in_a_folder_of_its_own(study, measured, tmp_path):
     report = run_study(study, options(tmp_path, quick=True))
     assert report.pieces == {"plain": [0], "longer": [0]}
     assert [piece.recipe.steps for piece in measured] == [1, 1]  # the overrides of --quick replace those of the condition
-    assert (tmp_path / "results" / "quick" / "small" / "plain" / "seed-0.json").is_file()
+    assert (tmp_path / "results" / "quick" / "small" / "plain" / "seed-0.json.gz").is_file()
     with pytest.raises(InputError, match="holds no results"):
         read_study(study, options(tmp_path))
     run_study(study, options(tmp_path, quick=True, only=("apart",)))
@@ -413,7 +428,7 @@ def test_the_manifest_has_time_and_digest_of_every_piece(study, tmp_path):
     settings = {}
     for results, count in ((tmp_path / "results", 6), (tmp_path / "results" / "quick", 2)):
         manifest = json.loads((results / "MANIFEST.json").read_text())
-        files = {path.relative_to(results).as_posix(): path for path in (results / "small").rglob("seed-*.json")}
+        files = {path.relative_to(results).as_posix(): path for path in (results / "small").rglob("seed-*.json.gz")}
         assert list(manifest) == sorted(files)
         assert len(files) == count
         for name, entry in manifest.items():
@@ -423,8 +438,8 @@ def test_the_manifest_has_time_and_digest_of_every_piece(study, tmp_path):
             made = Measured.load(files[name]).provenance
             assert str(made.seeds[0]) in name
             settings[results.name, name] = made.settings
-    assert settings["results", "small/plain/seed-0.json"] == settings["results", "small/plain/seed-1.json"]
-    keys = [(folder, f"small/{slug}/seed-0.json") for folder in ("results", "quick") for slug in ("plain", "longer")]
+    assert settings["results", "small/plain/seed-0.json.gz"] == settings["results", "small/plain/seed-1.json.gz"]
+    keys = [(folder, f"small/{slug}/seed-0.json.gz") for folder in ("results", "quick") for slug in ("plain", "longer")]
     assert len({settings[key] for key in keys}) == 4
 
 
