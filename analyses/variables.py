@@ -107,6 +107,8 @@ CHOSEN: Mapping[tuple[str, str], Mapping[str, float]] = {  # by model and entiti
         "masked components": 2e-2,
         MASKED_BASIS: 3e-3,
         "masked RoAd planes": 2e-2,
+        BOUNDLESS_DAS: 3e-3,
+        BOUNDLESS_DEEP: 2e-2,
     },
     (GEMMA, "city"): {
         STACKED: 1e-1,
