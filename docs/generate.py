@@ -25,6 +25,7 @@ from write_numbers import drop_zero
 
 import road_interp
 from road_interp.cli.app import app
+from road_interp.files import read_json_object
 from road_interp.plots.export import for_the_web
 from road_interp.recipes import schema
 from road_interp.training.study import Study, StudyOptions, studies
@@ -122,7 +123,7 @@ def provenance(study: Study) -> str:
 
 def provenance_of(path: str) -> dict[str, typing.Any]:
     """The provenance of a stored piece."""
-    made: dict[str, typing.Any] = json.loads((RESULTS / path).read_text())["provenance"]
+    made: dict[str, typing.Any] = read_json_object(RESULTS / path)["provenance"]
     return made
 
 
