@@ -127,6 +127,8 @@ CHOSEN: Mapping[tuple[str, str], Mapping[str, float]] = {  # by model and entiti
         DEEP: 2e-2,
         SHARED: 3e-3,
         SEPARATE: 3e-3,
+        BOUNDLESS_DAS: 2e-2,
+        BOUNDLESS_DEEP: 2e-2,
     },
 }
 
