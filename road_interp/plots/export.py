@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from matplotlib.axes import Axes
 from matplotlib.pyplot import close, subplots
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
     from road_interp.results import Result
 
 
+Value = TypeVar("Value")
 _MARK: ContextVar[str] = ContextVar("mark", default="")
 _FORMATS: ContextVar[tuple[str, ...]] = ContextVar("formats", default=("pdf", "png"))
 
 
-@contextmanager
-def marked(text: str) -> Iterator[None]:
+def marked(text: str) -> AbstractContextManager[None]:
     """Write a text across the foot of every figure that `save_figure` writes in this context; an empty text is no mark."""
-    token = _MARK.set(text)
-    try:
-        yield
-    finally:
-        _MARK.reset(token)
+    return _having(_MARK, text)
+
+
+def for_the_web() -> AbstractContextManager[None]:
+    """Leave out the PDF, which takes longest, of every figure that `save_figure` writes in this context."""
+    return _having(_FORMATS, ("png",))
 
 
 @contextmanager
-def for_the_web() -> Iterator[None]:
-    """Leave out the PDF, which takes longest, of every figure that `save_figure` writes in this context."""
-    token = _FORMATS.set(("png",))
+def _having(variable: ContextVar[Value], value: Value) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _FORMATS.reset(token)
+        variable.reset(token)
 
 
 def save_figure(ax: Axes, result: Result, folder: Path, name: str) -> Path:
