@@ -55,7 +55,7 @@ def conditions() -> dict[str, Condition]:
         rotations.append(("RoAd, layers", f"layers {layers}", f"layers-{layers}", f"adapter.layers='{layers}'"))
     found = {slug: Condition(name, (key,), partial(rotation, family=family, name=name)) for family, name, slug, key in rotations}
     found |= {f"lora-{rank}": Condition(f"LoRA, rank {rank}", (), partial(low_rank, rank=rank)) for rank in (1, 2, 4, 8, 16)}
-    return {**found, "full": Condition("full fine-tuning", (), full)}
+    return {**found, "full": Condition("full fine-tuning")}
 
 
 def report(pieces: Pieces) -> CapacityReport:
@@ -95,7 +95,7 @@ STUDY = Study(
     ),
     recipe="sentiment-minilm",
     conditions=conditions(),
-    measure=lambda piece: rotation(piece, "RoAd", piece.condition),
+    measure=full,
     report=report,
     result=CapacityReport,
     draw=draw,
