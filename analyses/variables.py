@@ -60,9 +60,9 @@ from road_interp.measure.intervals import mean_of_seeds
 from road_interp.plots import export
 from road_interp.recipes.schema import ModelRecipe
 from road_interp.results import Result
+from road_interp.runs.digests import model_files
 from road_interp.sources import SMOLLM2, is_here, readable_name
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, settings_hash, with_interval
-from road_interp.training.study_inputs import model_files
 from road_interp.training.study_runs import language_model
 
 GEMMA = "models://gemma-3-270m"

@@ -60,7 +60,11 @@ def check_count(function: str, name: str, value: object) -> None:
 
 def check_positive(function: str, name: str, value: Any) -> None:
     """Raise InputError unless `value`, the argument `name`, a number or a tensor of one, is above 0."""
-    if not value > 0:
+    try:
+        is_positive = bool(value > 0)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{function}: {name} must be a number above 0, not {value!r}") from None
+    if not is_positive:
         raise InputError(f"{function}: {name} must be above 0, not {float(value):g}")
 
 

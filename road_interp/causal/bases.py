@@ -14,6 +14,7 @@ from road_interp.arguments import check_argument, check_count
 from road_interp.errors import InputError
 from road_interp.models.intervention import move_only
 from road_interp.models.orthonormal import is_orthonormal
+from road_interp.models.seeding import generator_of
 from road_interp.rotation import butterfly
 
 # Maps states to coordinates, and coordinates back to states.
@@ -45,7 +46,7 @@ class Columns(nn.Module):
         trained: whether `weight` is trained.
 
     Raises:
-        InputError: a weight of another shape, or columns that are not orthonormal.
+        InputError: a weight of another shape or dtype or with NaN, or columns that are not orthonormal.
     """
 
     def __init__(self, weight: Float[Tensor, "width count"], trained: bool = False) -> None:
@@ -54,10 +55,13 @@ class Columns(nn.Module):
         if weight.ndim != 2 or weight.shape[1] > weight.shape[0]:
             shape = tuple(weight.shape)
             raise InputError(f"causal.Columns needs a matrix of shape (width, count) with no more columns than rows, not {shape}")
+        if not weight.is_floating_point() or not weight.shape[1] or (trained and not weight.isfinite().all()):
+            raise InputError("causal.Columns needs finite columns of floating point, one at least")
         if not trained:
             _check_orthonormal("causal.Columns", weight)
         (self.width, self.count), self.trained = weight.shape, trained
-        self.weight = nn.Parameter(weight.clone(), requires_grad=trained)
+        at_least = torch.promote_types(weight.dtype, torch.float32) if trained else weight.dtype  # QR needs fp32
+        self.weight = nn.Parameter(weight.clone().to(at_least), requires_grad=trained)
 
     def get_extra_state(self) -> dict[str, bool]:
         """What a state dict needs besides tensors: whether QR makes the columns."""
@@ -99,7 +103,7 @@ class PlaneRotations(nn.Module):
         if width % 2:
             raise InputError(f"causal.PlaneRotations: a state of width {width} cannot be divided into planes")
         self.count = self.width = width
-        self.theta = nn.Parameter(torch.pi * torch.randn(depth, width // 2, generator=torch.Generator().manual_seed(seed)))
+        self.theta = nn.Parameter(torch.pi * torch.randn(depth, width // 2, generator=generator_of(seed)))
 
     def forward(self, dtype: torch.dtype) -> Maps:
         """The maps of states in a dtype."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from road_interp.arguments import check_count
 from road_interp.causal.trained_values import count_trained_values, effective_parameters
+from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import pyvene
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
@@ -108,6 +109,8 @@ def cost(
         InputError: a number below 1, or an odd width.
     """
     check_count("causal.cost", "width", width)
+    if width % 2:
+        raise InputError(f"causal.cost: width must be even, not {width}: RoAd rotates pairs of dimensions")
     check_count("causal.cost", "batch", batch)
     check_count("causal.cost", "rounds", rounds)
     with seeded(0):

@@ -92,7 +92,11 @@ class CounterfactualPairs:
 
     def clusters(self, span: str) -> tuple[tuple[str, str], ...]:
         """The words of base and source that pairs share and intervals are over: those at a span, or, where these are fewer than
-        FEW different ones, those at the span that has the most. Forms of one word, which count apart here, are one cluster."""
+        FEW different ones, those at the span that has the most. Forms of one word, which count apart here, are one cluster.
+
+        Raises InputError if the pairs do not have the span.
+        """
+        self.span(span)
 
         def count(name: str) -> int:
             return len({word for both in self.words[name] for word in both})
@@ -308,7 +312,8 @@ def encode_texts(
             doubled.append(tokenizer.decode(ids[:1]))
         kept = tuple(ids[: last + 1])  # drops tokens added at the end, such as EOS
         span_words = {span: spans[span].strip() for span in ends}
-        results.append(EncodedText(text, kept, {**ends, "last": last}, {**span_words, "last": text.split()[-1]}))
+        last_word = text.removeprefix(prefix).split()[-1]
+        results.append(EncodedText(text, kept, {**ends, "last": last}, {**span_words, "last": last_word}))
     if doubled:
         warnings.warn(
             f"{name}: {len(doubled)} of {len(texts)} texts begin with two {doubled[0]}: the tokeniser adds one, so leave it out "

@@ -26,6 +26,7 @@ from road_interp.causal.directions import (
 from road_interp.causal.interchange_runs import Interchange, InterchangeRuns, full_swap
 from road_interp.causal.methods import DAS, STACKED, learning_rates, methods, train_method
 from road_interp.errors import InputError
+from road_interp.models.seeding import generator_of
 from road_interp.progress import Progress, prefixed, silent
 from road_interp.results import Result, entry
 
@@ -166,7 +167,7 @@ def _score(name: str, tried: Sequence[_Found], test: dict[int, InterchangeRuns],
 def _swaps(train: InterchangeRuns, seed: int, steps: int, where: str, progress: Progress) -> dict[str, Interchange]:
     """The interchange of every method."""
     width, device = train.site.width, train.bases.device
-    random = torch.randn(width, 1, generator=torch.Generator().manual_seed(seed)).to(device)
+    random = torch.randn(width, 1, generator=generator_of(seed)).to(device)
     directions = {
         "random direction": nn.functional.normalize(random, dim=0),
         "first principal component": principal_components(all_states(train))[:, :1],

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from road_interp.causal.interchange_runs import Interchange
+from road_interp.models.seeding import generator_of
 
 ROUNDING = 1e-9  # gradients up to it are rounding: those of random values are near 1
 
@@ -39,7 +40,7 @@ def effective_parameters(interchange: nn.Module, width: int) -> int | None:
 def _gradients_at_random_values(interchange: nn.Module, width: int, seed: int) -> list[Tensor]:
     """Sizes of the gradients of the trained values."""
     device = next(interchange.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     of_random_values = copy.deepcopy(interchange).double()
     for parameter in of_random_values.parameters():  # some classes keep theirs in fp32
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)

@@ -15,6 +15,7 @@ from road_interp.arguments import check_argument, check_count
 from road_interp.causal.arguments import check_interchange
 from road_interp.causal.interchange_runs import InterchangeRuns
 from road_interp.errors import InputError
+from road_interp.models.seeding import generator_of
 from road_interp.progress import Progress, silent
 
 BATCH_SIZE = 16  # pairs per step
@@ -134,8 +135,10 @@ def _check_training(interchange: nn.Module, steps: object, learning_rate: Any, t
     if not any(parameter.requires_grad for parameter in interchange.parameters()):
         raise InputError(f"a {type(interchange).__name__} without trainable parameters cannot be trained")
     if temperatures is not None:
-        if not hasattr(interchange, "set_temperature"):
-            raise InputError(f"a {type(interchange).__name__} has no learned mask, whose temperature could change")
+        if not hasattr(interchange, "set_temperature") or not getattr(interchange, "has_soft_mask", True):
+            raise InputError(
+                f"this {type(interchange).__name__} has no learned mask whose temperature could change: leave temperatures out"
+            )
         are_two = isinstance(temperatures, tuple | list) and len(temperatures) == 2
         if not are_two or not all(isinstance(each, Real) and 0 < float(each) < math.inf for each in temperatures):
             raise InputError(
@@ -145,6 +148,6 @@ def _check_training(interchange: nn.Module, steps: object, learning_rate: Any, t
 
 def _shuffled_rows(count: int, size: int, steps: int, seed: int, device: torch.device) -> Iterator[Tensor]:
     """`steps` batches of `size` row numbers; all `count` rows are used once before any is repeated."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     rows = torch.cat([torch.randperm(count, generator=generator) for _ in range(-(-steps * size // count))])
     yield from rows[: steps * size].to(device).split(size)

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from road_interp.causal.bases import Basis, Columns, InBasis, PlaneRotations, principal_components, whitening
 from road_interp.causal.boundless_interchange import BoundlessInterchange
 from road_interp.causal.masked_interchange import MaskedInterchange
+from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
+from road_interp.models.seeding import generator_of
 from road_interp.models.subspaces import selected_entries
 from road_interp.models.variable_coordinates import VariableCoordinates
 from road_interp.rotation import butterfly
@@ -67,6 +69,11 @@ def road_from_components(of: MethodInputs, depth: int) -> InBasis:
     """
     components = principal_components(of.states.cpu())
     count = components.shape[1] // 2 * 2
+    if count < of.owned.total:
+        raise InputError(
+            f"the variables own {of.owned.total} coordinates, but the {len(of.states)} training states have only "
+            f"{components.shape[1]} principal components: give more pairs, or fewer coordinates"
+        )
     road = of.owned.road(count, depth=depth, seed=of.seed)
     reads = butterfly.matrix(torch.zeros_like(road.theta)).argmax(1)  # the component that each coordinate reads at angle 0
     rows = of.owned.rows(count)
@@ -79,7 +86,7 @@ def road_from_components(of: MethodInputs, depth: int) -> InBasis:
 
 def _random_basis(of: MethodInputs, count: int) -> Columns:
     """A trained basis of `count` directions, random at the start, by QR decomposition."""
-    weight = torch.randn(of.width, count, generator=torch.Generator().manual_seed(of.seed)) / of.width**0.5
+    weight = torch.randn(of.width, count, generator=generator_of(of.seed)) / of.width**0.5
     return Columns(weight, trained=True)
 
 

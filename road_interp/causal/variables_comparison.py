@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import nan
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from road_interp.arguments import check_argument
+from road_interp.arguments import check_argument, checked_list
 from road_interp.causal.boundless_interchange import BoundlessInterchange
 from road_interp.causal.masked_interchange import MaskedInterchange
 from road_interp.causal.variable_methods import (
@@ -271,14 +272,15 @@ def _train(
 
 def _check_rates(methods: Sequence[str], rates: Mapping[str, Sequence[float]]) -> None:
     """Raise InputError for unknown methods, and for learning rates that are no list or of another method."""
-    for name in (*methods, *rates):
+    for name in (*checked_list("causal.compare_variables", methods, str, "names of methods, as in ['multi-task DAS']"), *rates):
         if name not in KNOWN_METHODS:
             raise InputError(f"unknown method '{name}'; {did_you_mean(name, KNOWN_METHODS)}")
     for name, tried in rates.items():
         if name not in methods:
             raise InputError(f"learning rates of '{name}', which is not among the methods {', '.join(methods)}")
-        if not isinstance(tried, Sequence) or not tried:
-            raise InputError(f"the learning rates of '{name}' must be a list with one at least, as in [0.1], not {tried!r}")
+        listed = checked_list(f"the learning rates of '{name}'", tried, Real, "[0.1] or the like")  # type: ignore[type-abstract]
+        if not listed:
+            raise InputError(f"the learning rates of '{name}' must be one at least, as in [0.1]")
 
 
 def _check_same_place(first: VariableRuns, *others: VariableRuns) -> None:

@@ -12,7 +12,7 @@ from datasets import Dataset
 from sklearn.model_selection import train_test_split
 
 from road_interp.errors import InputError
-from road_interp.recipes.schema import DataRecipe
+from road_interp.recipes.schema import SPLIT_WORDS, DataRecipe
 
 
 def balance_classes(data: Dataset, recipe: DataRecipe, section: str) -> Dataset:
@@ -59,7 +59,7 @@ def divide_by_text(data: Dataset, recipe: DataRecipe) -> tuple[Dataset, Dataset,
     """Training, validation and test texts: a hash of its first eight words assigns every text to a split."""
     splits: tuple[list[int], list[int], list[int]] = ([], [], [])
     for row, text in enumerate(data["text"][:]):
-        beginning = " ".join(text.split()[:8])
+        beginning = " ".join(text.split()[:SPLIT_WORDS])
         digest = hashlib.sha256(f"{recipe.split_seed} {beginning}".encode()).digest()
         fraction = int.from_bytes(digest[:8], "big") / 2**64
         splits[2 if fraction < recipe.test_size else 1 if fraction < recipe.test_size + recipe.validation_size else 0].append(row)

@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 
 from road_interp.adapters.road_adapter import RoadAdapter, Source
+from road_interp.arguments import check_count
 from road_interp.errors import InputError
 from road_interp.results import Result
 from road_interp.sites.site import Site
@@ -112,7 +113,11 @@ class AngleReport(Result):
         return [{"name": site.name, "layer": site.layer, "kind": site.kind, **site.summary()} for site in self.sites]
 
     def most_rotated(self, count: int) -> list[tuple[SiteAngles, int, float, float]]:
-        """The planes with the largest |angle|, reflections among them: site, plane, angle (radians), magnitude (factor)."""
+        """The planes with the largest |angle|, reflections among them: site, plane, angle (radians), magnitude (factor).
+
+        Raises InputError for a count that is no whole number of at least 1.
+        """
+        check_count("AngleReport.most_rotated", "count", count)
         planes = [
             (site, plane, angle, magnitude)
             for site in self.sites

@@ -20,7 +20,9 @@ NORMAL = float(stats.norm.ppf(0.975))
 CORRELATION = 0.1  # of two outcomes with the same clusters, where too few differ to estimate it
 
 
-def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paired: bool = False) -> tuple[float, float, float]:
+def mean_over_seeds(
+    outcomes: Shaped[np.ndarray, " examples"], seeds: int, paired: bool = False, farthest: float = 1.0
+) -> tuple[float, float, float]:
     """Mean over seeds and examples, with its 95% interval from variance components.
 
     Seeds and examples are both random (two crossed random effects). The variance of the mean is that of the seeds' means plus
@@ -33,15 +35,17 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paire
     variance is. Where fewer than RARE examples differ, the interval of a difference is not narrower than that of equal outcomes.
 
     Args:
-        outcomes: concatenated over seeds: rates (from 0 to 1), or paired differences of them (from -1 to 1), or differences of
-            such differences (from -2 to 2).
+        outcomes: concatenated over seeds: rates (from 0 to 1), or paired differences.
         seeds: number of seeds.
         paired: whether they are differences.
+        farthest: of differences from 0: 1 for those of rates, 2 for differences of such differences.
     """
     values = np.asarray(outcomes, dtype=float).reshape(seeds, -1)
     count, mean = values.shape[1], float(values.mean())
     if values.min() == values.max():
-        return (mean, *of_equal(mean, count, paired))
+        half = farthest * wilson(0, count)[1]
+        bounds = (mean - half, mean + half) if paired else wilson(round(count * mean), count)
+        return _within((mean, *bounds), farthest if paired else None)
     if seeds == 1 and not paired and np.isin(values, (0, 1)).all():
         return (mean, *wilson(int(values.sum()), count))
     by_seed, by_example = values.mean(1) - mean, values.mean(0) - mean
@@ -54,14 +58,20 @@ def mean_over_seeds(outcomes: Shaped[np.ndarray, " examples"], seeds: int, paire
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts if degrees > 0)
     quantile = float(stats.t.ppf(0.975, freedom))
     half = quantile * variance**0.5
-    farthest = 2.0 if np.abs(values).max() > 1 else 1.0
     if paired and np.count_nonzero(values.any(0)) < RARE:
         half = max(half, farthest * wilson(0, count)[1])
     low, high = mean - half, mean + half
     if not paired and _rare_ones(mean, variance) < RARE:
         bounds = _wilson_of(mean, mean * (1 - mean) / variance, quantile)
         low, high = min(low, bounds[0]), max(high, bounds[1])
-    return (mean, max(low, -farthest), min(high, farthest)) if paired else (mean, max(low, 0.0), min(high, 1.0))
+    return _within((mean, low, high), farthest if paired else None)
+
+
+def _within(interval: tuple[float, float, float], farthest: float | None) -> tuple[float, float, float]:
+    """A mean and its interval, cut at the farthest differences from 0, or for None at the ends of rates."""
+    mean, low, high = interval
+    lowest, highest = (0.0, 1.0) if farthest is None else (-farthest, farthest)
+    return mean, max(low, lowest), min(high, highest)
 
 
 def mean_over_divisions(
@@ -79,7 +89,7 @@ def mean_over_divisions(
     if seeds < 2:
         return mean, low, high
     _, lowest, highest = mean_of_seeds(np.asarray(outcomes, dtype=float).reshape(seeds, -1).mean(1))
-    return mean, max(min(low, lowest), -1.0 if paired else 0.0), min(max(high, highest), 1.0)
+    return _within((mean, min(low, lowest), max(high, highest)), 1.0 if paired else None)
 
 
 def mean_of_seeds(values: Sequence[float] | Float[np.ndarray, " seeds"]) -> tuple[float, float, float]:
@@ -271,14 +281,6 @@ def _jackknife(
 def _student(freedom: float) -> float:
     """The 97.5% quantile of Student's t."""
     return float(stats.t.ppf(0.975, freedom))
-
-
-def of_equal(value: float, trials: int, paired: bool) -> tuple[float, float]:
-    """95% interval of the mean of equal outcomes: Wilson's for rates, and for differences its width on either side."""
-    if not paired:
-        return wilson(round(trials * value), trials)
-    width = wilson(0, trials)[1]
-    return max(value - width, -1.0), min(value + width, 1.0)
 
 
 def _wilson_of(mean: float, trials: float, quantile: float = NORMAL) -> tuple[float, float]:

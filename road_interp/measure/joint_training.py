@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.base_model import model_name
 from road_interp.arguments import check_argument, check_count, checked_list
+from road_interp.errors import InputError
 from road_interp.measure.call_cost import device_name, peak_bytes, seconds_by_round
 from road_interp.measure.intervals import quartiles
 from road_interp.measure.throughput_methods import draw_ids, random_adapter
@@ -101,7 +102,10 @@ def joint_training(
     """
     check_argument("measure.joint_training", base, PreTrainedModel, "a causal language model, load_model(id, 'causal-lm')[0]")
     counts = checked_list("measure.joint_training", counts, int, "the numbers of adapters, as in [1, 2, 4]")
-    check_count("measure.joint_training", "rounds", rounds)
+    for name, value in (("batch", batch), ("length", length), ("rounds", rounds)):
+        check_count("measure.joint_training", name, value)
+    if length < 2:
+        raise InputError("measure.joint_training: length must be at least 2: one token has no next one to learn")
     steps = []
     with seeded(seed), frozen(base):
         sites = find_sites(base, "all-linear")

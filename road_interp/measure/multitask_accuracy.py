@@ -157,7 +157,7 @@ class MultiTaskAccuracyStudy(Result):
         (before, seeds), (after, others) = (each._lost_by(task, method) for each in (self, self.longer))
         if seeds != others or len(before) != len(after):
             raise InputError(f"the longer trainings have seeds {others}, not {seeds}, or other texts: they cannot be paired")
-        return mean_over_seeds(before - after, len(seeds), paired=True)
+        return mean_over_seeds(before - after, len(seeds), paired=True, farthest=2.0)
 
     def _lost_by(self, task: str, method: str) -> tuple[Float[np.ndarray, " examples"], tuple[int, ...]]:
         report = entry({each.method: each for each in self.together}, method, "training of the method")

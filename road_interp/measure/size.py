@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from road_interp.arguments import check_argument, checked_list
 from road_interp.errors import InputError, first_line
 from road_interp.models.loading import GGUF
 from road_interp.results import Result
@@ -138,6 +139,8 @@ def adapter_sizes(
     model: PreTrainedModel, name: str, sites: Sequence[str] = SITES, variants: Sequence[str] = VARIANTS
 ) -> SizeReport:
     """The sizes of adapters on `model`, whose weights are not used. Raises InputError for unknown sites and variants."""
+    check_argument("measure.adapter_sizes", model, PreTrainedModel, "a model, such as load_model(id)[0]")
+    sites = checked_list("measure.adapter_sizes, sites", sites, str, "presets or patterns, as in ['all-linear']")
     for variant in variants:
         check_variant(variant)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -19,6 +19,7 @@ from road_interp.measure.call_cost import Call
 from road_interp.models.batching_engine import make_engine
 from road_interp.models.intervention import pyvene
 from road_interp.models.road_model import RoadModel
+from road_interp.models.seeding import generator_of
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import output_width
 from road_interp.sites.site import Site
@@ -266,7 +267,7 @@ class StackedLora:
 
 def random_adapter(sites: Sequence[Site], seed: int) -> RoadAdapter:
     """A random road_1 adapter near the identity; its values do not affect the time."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     theta = {site.name: 0.05 * torch.randn(site.width // 2, generator=generator) for site in sites}
     alpha = {site.name: 1 + 0.05 * torch.randn(site.width // 2, generator=generator) for site in sites}
     return RoadAdapter(tuple(sites), theta, alpha)

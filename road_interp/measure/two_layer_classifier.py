@@ -14,7 +14,7 @@ from torch.nn import functional
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
 from road_interp.measure.frozen_states import Features, SplitFeatures
-from road_interp.models.seeding import seeded
+from road_interp.models.seeding import generator_of, seeded
 
 FULL, RANDOM, ANGLE, MAGNITUDE = ARMS = ("full", "random backbone", "angle only", "magnitude only")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # learning rates
@@ -95,7 +95,7 @@ def _epochs(arm: str, train: Features, num_labels: int, seed: int, rate: float) 
     scale = (float(labels.mean()), float(labels.std()) or 1.0) if num_labels == 1 else (0.0, 1.0)
     with seeded(seed):
         classifier = TwoLayerClassifier(arm, states.shape[1], num_labels, *scale)
-    order = torch.Generator().manual_seed(seed)
+    order = generator_of(seed)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=rate)
     for _ in range(EPOCHS):
         classifier.train()

@@ -16,6 +16,7 @@ from road_interp.arguments import check_count, check_positive, is_whole
 from road_interp.errors import InputError
 from road_interp.models import mib_format
 from road_interp.models.intervention import keep_float32
+from road_interp.models.seeding import generator_of
 from road_interp.models.subspace_interchange import SubspaceInterchange
 from road_interp.models.subspaces import as_lists, check_partition, entries_of, same_form, selected_entries
 from road_interp.rotation import butterfly
@@ -77,7 +78,7 @@ class RoadInterchangeIntervention(SubspaceInterchange):
         self.width = Site("intervention", embed_dim // max_number_of_units).width
         check_count("RoadInterchangeIntervention", "depth", depth)
         self.depth = depth
-        generator = torch.Generator().manual_seed(seed)
+        generator = generator_of(seed)
         self.theta = nn.Parameter(spread * torch.randn(depth, self.width // 2, generator=generator, dtype=torch.float32))
         is_masked = isinstance(rows, str) and rows == "mask"  # an array is compared entry by entry
         self.mask = nn.Parameter(torch.zeros(self.width, dtype=torch.float32)) if is_masked else None

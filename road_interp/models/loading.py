@@ -68,6 +68,11 @@ def load_model(
     try:
         model, report = AUTO_CLASSES[auto_class].from_pretrained(**arguments, dtype=dtype, output_loading_info=True, **options)
     except Exception as error:  # damaged files raise many types, tokenizers raises Exception itself
+        if "ignore_mismatched_sizes" in str(error):
+            raise InputError(
+                f"model '{recipe.id}' cannot be loaded: its checkpoint has weights of other shapes, such as a head of other "
+                "classes; AutoModel.from_pretrained(id).save_pretrained(folder) leaves the head out"
+            ) from None
         raise InputError(f"model '{recipe.id}' cannot be loaded: {first_line(error)}{_hint(recipe)}") from None
     if (path := Path(resolve(recipe.id))).suffix == GGUF:  # name the file, not the converted folder
         model.name_or_path = model.config.name_or_path = str(path.parent)

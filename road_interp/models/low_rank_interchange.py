@@ -15,6 +15,7 @@ from road_interp.arguments import is_whole
 from road_interp.errors import InputError
 from road_interp.models import mib_format
 from road_interp.models.intervention import keep_float32
+from road_interp.models.seeding import generator_of
 from road_interp.models.subspace_interchange import SubspaceInterchange
 from road_interp.models.subspaces import as_lists, check_partition, entries_of, same_form, selected_entries
 
@@ -61,7 +62,7 @@ class LowRankInterchangeIntervention(SubspaceInterchange):
         width, rank = embed_dim // max_number_of_units, 1 if low_rank_dimension is None else low_rank_dimension
         if not is_whole(rank) or not 1 <= rank <= width:
             raise InputError(f"low_rank_dimension must be a number of directions from 1 to the width {width}, not {rank!r}")
-        generator = torch.Generator().manual_seed(seed)
+        generator = generator_of(seed)
         self.weight = nn.Parameter(torch.randn(width, rank, generator=generator, dtype=torch.float32) / width**0.5)
         if low_rank_dimension is not None:
             check_partition(self.subspace_partition, rank)

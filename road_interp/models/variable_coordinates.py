@@ -73,11 +73,11 @@ class VariableCoordinates:
 
         At depth 1 a coordinate reads the two neurons of its plane, so that a random order spreads the variables over the state.
 
-        Raises InputError for a state with fewer coordinates than the variables own.
+        Raises InputError for a state with fewer coordinates than the variables own, or of an odd width, which has no planes.
         """
-        check_argument("VariableCoordinates", width, int, "the width of the state, model.config.hidden_size")
-        if self.total > width:
-            raise InputError(f"the variables own {self.total} coordinates, but the state has {width}")
+        self._check_width(width)
+        if width % 2:
+            raise InputError(f"a state of width {width} cannot be divided into planes: use low_rank, which needs none")
         planes = random.Random(0).sample(range(width // 2), width // 2)
         return (*(2 * plane for plane in planes), *(2 * plane + 1 for plane in planes))[: self.total]
 
@@ -97,8 +97,14 @@ class VariableCoordinates:
 
     def low_rank(self, width: int, **options: Any) -> LowRankInterchangeIntervention:
         """An interchange of as many trained orthonormal directions; `options` are its seed."""
-        self.rows(width)  # raises InputError for a width that is none
+        self._check_width(width)
         return self._named(LowRankInterchangeIntervention(width, self.total, subspace_partition=self.partition, **options))
+
+    def _check_width(self, width: int) -> None:
+        """Raise InputError for a state with fewer coordinates than the variables own."""
+        check_count("VariableCoordinates", "the width of the state", width)
+        if self.total > width:
+            raise InputError(f"the variables own {self.total} coordinates, but the state has {width}")
 
     def _named(self, interchange: Interchange) -> Interchange:
         """The interchange with the names of the variables, by which runs of pairs check that they mean the same ones."""

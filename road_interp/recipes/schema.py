@@ -20,6 +20,9 @@ from road_interp.rotation.plane_maps import Variant
 from road_interp.sites.positions import parse_positions
 from road_interp.sources import PACKAGE
 
+GLUE_PREFIX = "glue/"  # of the id of a GLUE data set
+SPLIT_WORDS = 8  # of a text, which decide its split with split_by_text
+
 
 @dataclass(frozen=True)
 class ModelRecipe:
@@ -103,7 +106,8 @@ class DataRecipe:
         per_class: number of examples of `id` per class, drawn with `split_seed` before held-out examples are taken from them; by
             default all.
         split_by_text: divide texts by a hash of their first eight words instead of at random, so that data sets that share texts
-            hold out the same ones. The sizes must then be fractions.
+            hold out the same ones. The sizes must then be fractions, and `words` at least 8. Of a GLUE data set only `split` is
+            divided then.
         problem_type: "classification" (labels are classes) or "regression" (labels are numbers).
         classes: the labels in order; by default those of the training set, sorted.
         metric: by default accuracy for classification and pearson for regression.
@@ -144,10 +148,13 @@ class DataRecipe:
         fractions = {key: getattr(self, key) for key in ("validation_size", "test_size")} if self.split_by_text else {}
         for key, size in fractions.items():
             _require(isinstance(size, float), key, size, "a fraction with split_by_text")
+        alike = not self.split_by_text or self.words is None or self.words >= SPLIT_WORDS
+        _require(alike, "words", self.words, f"at least {SPLIT_WORDS} with split_by_text, which reads so many")
         for key in ("words", "per_class"):
             count = getattr(self, key)
             _require(count is None or count >= 1, key, count, "at least 1")
-        _require(self.test is None or self.validation is not None, "test", self.test, "given together with validation")
+        has_validation = self.validation is not None or self.id.startswith(GLUE_PREFIX)
+        _require(self.test is None or has_validation, "test", self.test, "given together with validation")
         _require(
             self.classes is None or len(set(map(repr, self.classes))) == len(self.classes) > 1,
             "classes",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 
-from road_interp.adapters.modules_to_save import load_tensors, read_safetensors
+from road_interp.adapters.modules_to_save import digest, load_tensors, read_safetensors
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.data.labelled import label_options, with_glue_defaults
@@ -29,7 +29,8 @@ from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
 from road_interp.recipes.loader import load_stored_recipe
 from road_interp.recipes.schema import ClassificationRecipe, TrainableRecipe
-from road_interp.runs.origin import Origin, sha256_of
+from road_interp.runs.digests import sha256_of
+from road_interp.runs.origin import Origin
 from road_interp.runs.prediction import Prediction, Text, checked_texts, compute_logits, predictions_of
 from road_interp.runs.run_files import (
     ADAPTER,
@@ -91,6 +92,7 @@ class Run:
         recipe = load_stored_recipe(folder / RECIPE)
         recipe = recipe if origin is None else origin.located(recipe, folder)
         adapter = RoadAdapter.load(folder / ADAPTER)
+        _check_head(folder / HEAD, adapter)
         classes = planes = None
         if recipe.task_names:
             planes = TaskPlanes.from_json(read_json_object(folder / PLANES), adapter.sites)
@@ -116,7 +118,7 @@ class Run:
         return replace(self.recipe, training=replace(self.recipe.training, precision=precision))
 
     def check_data(self) -> None:
-        """Raise InputError for a data file that has changed since the run was started."""
+        """Raise InputError for a data file, or a local base model, that has changed since the run was started."""
         if self.origin is not None:
             self.origin.check(self.folder)
 
@@ -155,7 +157,11 @@ class Run:
 
         It rotates the tokens of `adapter.positions`, also where `adapter` has been replaced by one of other positions.
         For `kind: multitask-classification` it is the rotated backbone without its heads.
+
+        Raises InputError for a local base model that has changed since the run was started.
         """
+        if self.origin is not None:
+            self.origin.check_model(self.folder)
         if self.planes is None:
             with _without_load_report():  # it says that the head is new
                 base, _ = load_model(self.recipe.model, self.recipe.auto_class, **label_options(self.classes))
@@ -264,9 +270,16 @@ class Run:
         return run
 
 
+def _check_head(head: Path, adapter: RoadAdapter) -> None:
+    """Raise InputError for the file of a head that was not trained beside the adapter."""
+    trained = adapter.modules_to_save
+    if trained is not None and head.is_file() and digest(read_safetensors(head)) != trained:
+        raise InputError(f"'{head}' is another head than the one that was trained with this adapter: restore it, or train again")
+
+
 def _digests(identifier: str, split: str) -> set[str]:
     """The hashes of the local files that a split is read from."""
-    return {digest for path in split_files(identifier, split) if (digest := sha256_of(str(path))) is not None}
+    return {each for path in split_files(identifier, split) if (each := sha256_of(str(path))) is not None}
 
 
 def _with_split(identifier: str, split: str) -> str:

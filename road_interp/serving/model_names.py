@@ -47,7 +47,8 @@ class ModelNames:
         for each in self.bank:
             if (task := name.removeprefix(f"{each}/")) != name and task in self._tasks_of(each):
                 return RequestAdapter(each, task)
-        strengths = _strengths(name.rpartition("/")[2])
+        known = {*self.bank, *(() if self.planes is None else self.planes.tasks)}
+        strengths = _strengths(name.rpartition("/")[2], known)
         adapter, separator, _ = name.rpartition("/")
         if strengths is None:
             raise self._unknown(model)
@@ -68,11 +69,11 @@ class ModelNames:
         )
 
 
-def _strengths(text: str) -> dict[str, float] | None:
-    """The names and strengths in a text such as "a@0.5+b", or None if it is not one."""
+def _strengths(text: str, known: Collection[str]) -> dict[str, float] | None:
+    """The names and strengths in a text such as "a@0.5+b", or None if it is not one. A known name may have "@" in it."""
     strengths = {}
     for term in text.split("+"):
-        name, at, strength = term.partition("@")
+        name, at, strength = (term, "", "") if term in known or "@" not in term else term.rpartition("@")
         try:
             value = float(strength) if at else 1.0
         except ValueError:

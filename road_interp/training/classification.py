@@ -132,7 +132,7 @@ class ClassificationExperiment:
         counts = count_parameters(model, model.model, self.head)
         shown = {"adapter": counts.trained, "head": counts.head, "backbone": counts.backbone}
         metrics["parameters"] = {**shown, "percent of backbone": counts.percent}
-        if best := trainer.state.best_global_step:  # None where training ends before the first epoch does
+        if best := trainer.state.best_global_step:
             epochs = {entry["step"]: entry["epoch"] for entry in trainer.state.log_history if "epoch" in entry}
             metrics["kept epoch"] = math.ceil(epochs[best])
         return Scores(metrics, {HEAD: serialize_modules(model.model, self.head)})

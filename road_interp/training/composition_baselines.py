@@ -93,7 +93,12 @@ def undivided(piece: Piece, left_out: Literal["none", "drawn", "all"] = "none", 
     Args:
         left_out: the other tasks whose parts every example leaves out of its loss: those of a random set that is drawn anew for
             it, as for the co-activated examples of divided planes, or all. Of two tasks both are the other one.
+
+    Raises:
+        InputError: other positions than all tokens with `left_out="all"`, which hides from the trainer where a prompt ends.
     """
+    if left_out == "all" and (positions := piece.recipe.adapter.positions) != "all":
+        raise InputError(f"tokens that are left out of the loss need adapter.positions=all, not {positions}")
     recipe: MultiTaskGenerationRecipe = replace(
         piece.recipe, co_activation=float(left_out == "drawn"), co_activation_loss="own", shared=None
     )

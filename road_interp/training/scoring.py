@@ -31,6 +31,7 @@ from road_interp.models.hidden_states import select_states, text_token
 from road_interp.models.loading import find_device, load_model, load_text_tokenizer, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
+from road_interp.recipes.schema import PLAIN, MultiTaskGenerationRecipe
 from road_interp.runs.run import Run
 from road_interp.training.arguments import forward_precision
 from road_interp.training.multitask_classifier import (
@@ -61,14 +62,19 @@ def make_scorer(
         check_count("make_scorer", "limit", limit)
     run = run if isinstance(run, Run) else Run.load(run)
     if not is_one_number(run):
-        raise InputError(f"'{run.folder}' has several heads; only runs with one head, or with behaviours, have a single score")
+        raise InputError(f"'{run.folder}' has no single score: only runs with one head, or with behaviours on reviews, have one")
     progress(f"loading model and data of {run.folder}")
     run.check_data()
     return SCORERS[run.recipe.kind](run, limit, device)
 
 
 def is_one_number(run: Run) -> bool:
-    """Whether a run has one outcome per test example. A run with several heads has not: each head has its own test texts."""
+    """Whether a run has one outcome per test example.
+
+    A run with several heads has not, because each head has its own test texts, nor has one without behaviours on reviews.
+    """
+    if isinstance(run.recipe, MultiTaskGenerationRecipe):
+        return any(task.behaviour not in (None, PLAIN) for task in run.recipe.tasks.values())
     return run.recipe.kind != "multitask-classification" or len(run.recipe.task_names) == 1
 
 
@@ -209,7 +215,8 @@ class GenerationScorer:
 
     def __init__(self, run: Run, limit: int | None = None, device: str | None = None) -> None:
         recipe: Any = run.recipe
-        if recipe.kind != "multitask-generation" or not (data := load_multitask_data(recipe)).test:
+        has_behaviours = recipe.kind == "multitask-generation" and is_one_number(run)
+        if not has_behaviours or not (data := load_multitask_data(recipe)).test:
             raise InputError(f"'{run.folder}' is not a run of behaviours on reviews; GenerationScorer needs one")
         self.base: Any = on_device(load_model(recipe.model, recipe.auto_class)[0], find_device(device)).eval()
         self.task, self.metric = join_names(data.behaviours), "all in one answer" if len(data.behaviours) > 1 else "shown"

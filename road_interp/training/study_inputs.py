@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from road_interp.errors import InputError
-from road_interp.files import exists
 from road_interp.recipes.paths import data_ids
-from road_interp.runs.origin import data_digest, sha256_of
+from road_interp.runs.digests import DIGITS, data_digest, model_digest
 from road_interp.sources import PACKAGE
 
 Inputs = Mapping[str, Callable[[Any], Sequence[Path]]]  # by setting, the files that a piece with a recipe reads
-DIGITS = 16  # of a sha256
 
 
 def digests(recipe: Any, inputs: Inputs) -> dict[str, str]:
@@ -49,31 +45,6 @@ def _digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:DIGITS]
     except OSError as error:
         raise InputError(f"'{path}' cannot be read ({error.strerror})") from None
-
-
-def model_files(identity: str) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and modification time of the files of a model that is a local file or folder.
-
-    Empty for a model of a package, of `models://` or of the Hub, whose content its id fixes.
-    """
-    root = Path(os.path.expanduser(identity))
-    if not exists(root):
-        return ()
-    files = sorted(path for path in (root, *root.rglob("*")) if path.is_file())
-    return tuple((str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-
-
-def model_digest(identity: str) -> str | None:
-    """The beginning of a hash of the names and contents of `model_files`; None without any."""
-    files = model_files(identity)
-    return _digest_of_files(Path(identity), files) if files else None
-
-
-@cache
-def _digest_of_files(root: Path, files: tuple[tuple[str, int, int], ...]) -> str:
-    """Sizes and times of `files` let unchanged ones be read once only."""
-    contents = [(name, sha256_of(str(root / name))) for name, *_ in files]
-    return hashlib.sha256(repr(contents).encode()).hexdigest()[:DIGITS]
 
 
 def check_digests(measured: Mapping[str, str], given: Mapping[str, str], path: Path) -> None:

@@ -11,12 +11,12 @@ from road_interp.files import check_folder, locked
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.recipes.loader import load_recipe, load_stored_recipe
 from road_interp.recipes.schema import ClassificationRecipe, TrainableRecipe
+from road_interp.runs.digests import model_digest
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import METRICS, RECIPE
 from road_interp.training.api import train
 from road_interp.training.fine_tuning import LEARNING_RATES, Method
 from road_interp.training.study import Piece, settings_hash
-from road_interp.training.study_inputs import model_digest
 
 
 def run_of(piece: Piece) -> Run:

@@ -50,6 +50,9 @@ def test_every_method_is_timed_in_every_round():
 def test_there_is_a_round_at_least():
     with pytest.raises(InputError, match="causal.cost: rounds must be a whole number of at least 1, not 0"):
         cost(width=32, rounds=0)
+    for width in (1, 33):
+        with pytest.raises(InputError, match=f"causal.cost: width must be even, not {width}"):
+            cost(width=width)
 
 
 def test_slow_methods_have_fewer_rounds(monkeypatch):

@@ -170,6 +170,13 @@ def test_forms_of_a_noun_count_as_one_word(tokenizer):
     assert len({*of_word.values()}) > 5
     own = encode_pairs([Pair({"who": base}, {"who": source}, " is", " are") for base, source in words], tokenizer)
     assert own.clusters("who") == words  # those of one's own are not known to be forms
+    with pytest.raises(InputError, match="'nope' is not a span of pairs"):
+        own.clusters("nope")
+
+
+def test_the_last_word_of_a_text_is_without_the_prefix(tokenizer):
+    pairs = [Pair({"who": "Basil"}, {"who": "Peggy"}, " is", " are")]
+    assert encode_pairs(pairs, tokenizer, prefix="[UNK]").words["last"] == (("Basil", "Peggy"),)
 
 
 def test_continued_pairs_keep_every_position(tokenizer):

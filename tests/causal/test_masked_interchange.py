@@ -108,6 +108,13 @@ def test_columns_that_are_not_orthonormal_are_refused():
         assert Columns(columns.to(dtype)).count == 6
 
 
+def test_trained_columns_are_those_of_fp32_and_finite():
+    assert Columns(torch.eye(4, 2, dtype=torch.bfloat16), trained=True).weight.dtype == torch.float32
+    for weight in (torch.eye(4, 2).long(), torch.full((4, 2), float("nan")), torch.eye(4, 0)):
+        with pytest.raises(InputError, match="causal.Columns needs finite columns of floating point, one at least"):
+            Columns(weight, trained=True)
+
+
 def test_a_state_of_other_masks_is_refused():
     columns = torch.linalg.qr(torch.randn(9, 6, generator=torch.Generator().manual_seed(0))).Q
     state = MaskedInterchange(2, 9, 2, Columns(columns, trained=True)).state_dict()

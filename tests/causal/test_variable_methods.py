@@ -7,7 +7,7 @@ import torch
 
 from helpers.things import VARIABLES
 from road_interp.causal.bases import InBasis, principal_components, whitening
-from road_interp.causal.variable_methods import KNOWN_METHODS, MethodInputs, SeparateInterchanges
+from road_interp.causal.variable_methods import FROM_COMPONENTS, KNOWN_METHODS, MethodInputs, SeparateInterchanges
 from road_interp.errors import InputError
 from road_interp.models.variable_coordinates import VariableCoordinates
 
@@ -18,6 +18,12 @@ def test_every_method_swaps_nothing_of_an_equal_source(name):
     interchange = KNOWN_METHODS[name].make(MethodInputs(32, VARIABLES, 2, states, seed=1))
     torch.testing.assert_close(interchange(states, states.clone(), subspaces=[[0], [1]] * 20), states, rtol=0, atol=1e-5)
     assert not torch.allclose(interchange(states, states.flip(0), subspaces=[[0], [1]] * 20), states, atol=1e-2)
+
+
+def test_a_basis_of_components_needs_as_many_states_as_coordinates():
+    states = torch.randn(10, 32, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match="own 16 coordinates, but the 10 training states have only 10 principal components"):
+        KNOWN_METHODS[FROM_COMPONENTS].make(MethodInputs(32, VARIABLES, 8, states, seed=1))
 
 
 def test_principal_components_are_ordered_and_orthonormal():

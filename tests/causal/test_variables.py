@@ -13,12 +13,12 @@ from torch.nn import functional
 from helpers.taught import word_tokenizer
 from helpers.things import ENTITIES, PROMPTS, VALUES, VARIABLES, model_of_things, nothing
 from road_interp.causal.answered_questions import answered_rightly
-from road_interp.causal.bases import Columns, InBasis
+from road_interp.causal.bases import Columns, InBasis, Neurons
 from road_interp.causal.boundless_interchange import BoundlessInterchange
 from road_interp.causal.entity_task import EntityTask, draw_variable_pairs
 from road_interp.causal.interchange_runs import full_swap, no_swap
 from road_interp.causal.masked_interchange import MaskedInterchange
-from road_interp.causal.variable_methods import whole_state
+from road_interp.causal.variable_methods import SeparateInterchanges, whole_state
 from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables, train_variables
 from road_interp.causal.variables_comparison import try_methods
 from road_interp.errors import InputError
@@ -99,6 +99,12 @@ def test_variables_of_other_names_or_another_order_are_refused(runs):
             with pytest.raises(InputError, match=message):
                 train_variables(runs, interchange, steps=1)
     measure_variables(runs, VariableCoordinates(dict.fromkeys(names, 2)).road(width), "x")
+    reversed_runs = VariableRuns(runs.runs.model, runs.pairs, runs.runs.site, names[::-1], runs.runs.span)
+    boundless = BoundlessInterchange(2, Neurons(width))
+    for interchange in (MaskedInterchange(2, width, 2), boundless, SeparateInterchanges(2, width, 2, 0)):
+        train_variables(runs, interchange, steps=1)  # after which it has the names of the runs
+        with pytest.raises(InputError, match=f"coordinates of {', '.join(names)}, the runs have"):
+            measure_variables(reversed_runs, interchange, "x")
     with pytest.raises(InputError, match=r"takes no subspaces, .* are causal.no_variable and causal.whole_state$"):
         measure_variables(runs, no_swap, "x")
 
@@ -257,9 +263,15 @@ def test_settings_of_a_training_are_checked(runs, monkeypatch):
     for temperatures in ((1.0, 0.0), (1.0, -1.0), (float("nan"), 1.0), (1.0,), 0.5):
         with pytest.raises(InputError, match="temperatures must be two finite numbers above 0, at the first and the last step"):
             train_variables(runs, masks, 1, temperatures=temperatures)
-    low_rank = VariableCoordinates(dict.fromkeys(VARIABLES, 2)).low_rank(32)
-    with pytest.raises(InputError, match="has no learned mask, whose temperature could change"):
-        train_variables(runs, low_rank, 1, temperatures=(1.0, 0.1))
+    low_rank, rotation = (getattr(VariableCoordinates(dict.fromkeys(VARIABLES, 2)), kind)(32) for kind in ("low_rank", "road"))
+    hardened = MaskedInterchange(2, 32, 2)
+    hardened.harden()
+    for without in (low_rank, rotation, hardened):
+        with pytest.raises(InputError, match="has no learned mask whose temperature could change: leave temperatures out"):
+            train_variables(runs, without, 1, temperatures=(1.0, 0.1))
+    for seed in ("0", None, 0.0, 2**64):
+        with pytest.raises(InputError, match="a seed must be a whole number of 64 bits, not"):
+            train_variables(runs, low_rank, 1, seed=seed)
     for isolation in (float("nan"), -1.0, "1"):
         with pytest.raises(InputError, match="isolation must be a finite weight of at least 0"):
             train_variables(runs, low_rank, 1, isolation=isolation)

@@ -265,6 +265,9 @@ def test_the_splits_of_a_data_set_are_read_by_their_names(monkeypatch):
 
 def test_what_a_recipe_says_of_a_glue_data_set_is_kept():
     mismatched = "nyu-mll/glue:validation_mismatched"
+    assert with_glue_defaults(DataRecipe("glue/sst2", split_by_text=True)).validation is None
+    tested = with_glue_defaults(DataRecipe("glue/sst2", test="x.csv"))
+    assert (tested.validation, tested.test) == ("nyu-mll/glue:validation", "x.csv")
     given = DataRecipe("glue/mnli", validation=mismatched, metric="matthews", text="hypothesis")
     found = with_glue_defaults(given)
     assert (found.validation, found.metric, found.text) == (mismatched, "matthews", "hypothesis")

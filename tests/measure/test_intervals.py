@@ -88,6 +88,8 @@ def test_a_difference_that_is_always_zero_is_not_certain():
     bound = wilson(0, 10)[1]
     assert mean_over_seeds(np.zeros(30), 3, paired=True) == (0, -bound, bound)
     assert mean_over_seeds(np.ones(10), 1, paired=True) == (1, pytest.approx(1 - wilson(0, 10)[1]), 1)
+    least = 2 * (1 - wilson(0, 10)[1])
+    assert mean_over_seeds(np.full(30, 2.0), 3, paired=True, farthest=2.0) == (2, pytest.approx(least), 2)
     assert mean_over_seeds(-np.ones(10), 1, paired=True) == (-1, -1, pytest.approx(wilson(0, 10)[1] - 1))
 
 
@@ -158,7 +160,7 @@ def test_noise_of_fp32_does_not_vary():
 
 
 def test_differences_of_differences_reach_two():
-    value, low, high = mean_over_seeds(np.array([2.0, 2.0, 2.0, 1.0] * 8), 2, paired=True)
+    value, low, high = mean_over_seeds(np.array([2.0, 2.0, 2.0, 1.0] * 8), 2, paired=True, farthest=2.0)
     assert 1 < low < value == 1.75 < high <= 2
     assert mean_over_seeds(np.array([1.0, 1.0, 1.0, 0.0] * 8), 2, paired=True)[2] <= 1
 

@@ -30,6 +30,12 @@ def test_what_is_no_list_of_numbers_is_refused():
         joint_training(tiny_model("Llama", "causal-lm"), counts=4)
 
 
-def test_there_is_a_round_at_least():
-    with pytest.raises(InputError, match="measure.joint_training: rounds must be a whole number of at least 1, not 0"):
-        joint_training(tiny_model("Llama", "causal-lm"), counts=(1,), rounds=0)
+@pytest.mark.parametrize("name", ["batch", "length", "rounds"])
+def test_numbers_below_one_are_refused(name):
+    with pytest.raises(InputError, match=f"measure.joint_training: {name} must be a whole number of at least 1, not 0"):
+        joint_training(tiny_model("Llama", "causal-lm"), counts=(1,), **{name: 0})
+
+
+def test_one_token_has_no_target():
+    with pytest.raises(InputError, match="length must be at least 2"):
+        joint_training(tiny_model("Llama", "causal-lm"), counts=(1,), length=1)

@@ -93,4 +93,6 @@ def test_wrong_input_is_one_line(capsys, monkeypatch, arguments, message):
 def test_unknown_names_are_input_errors():
     with pytest.raises(InputError, match="known without one are all-MiniLM-L6-v2"):
         meta_model("nowhere")
+    with pytest.raises(InputError, match="measure.adapter_sizes, sites needs a list of str, not str"):
+        adapter_sizes(meta_model("all-MiniLM-L6-v2"), "m", "all-linear")
     assert all(torch.device("meta") == next(meta_model(name).parameters()).device for name in list(SHAPES)[:2])

@@ -96,6 +96,14 @@ def test_the_precision_is_that_of_a_recipe(name):
     assert model.dtype == torch.bfloat16
 
 
+def test_a_head_of_other_classes_is_named(tmp_path):
+    model = tiny_model("Bert", "classifier")
+    model.save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), "classifier", num_labels=model.config.num_labels)[1] == []
+    with pytest.raises(InputError, match="has weights of other shapes, such as a head of other classes; AutoModel"):
+        load_model(str(tmp_path), "classifier", num_labels=model.config.num_labels + 1)
+
+
 def test_a_new_head_is_reported():
     model, missing = load_model(MINILM, "classifier", num_labels=3)
     assert missing == ["classifier"]

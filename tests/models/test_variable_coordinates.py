@@ -162,9 +162,12 @@ def test_wrong_variables():
         with pytest.raises(InputError, match="give one text per row, as in"):
             COORDINATES.subspaces(active)
     for make in (COORDINATES.road, COORDINATES.low_rank):
-        for width in ("32", 32.0):
-            with pytest.raises(InputError, match="give the width of the state"):
+        for width in ("32", 32.0, True):
+            with pytest.raises(InputError, match="the width of the state must be a whole number"):
                 make(width)
+    with pytest.raises(InputError, match="a state of width 9 cannot be divided into planes: use low_rank"):
+        COORDINATES.rows(9)
+    assert COORDINATES.low_rank(9).width == 9
 
 
 # ---------------------------------------------------------------- in pyvene

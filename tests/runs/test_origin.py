@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from helpers.recipes import recipe_for
 from road_interp.errors import InputError
@@ -72,6 +73,27 @@ def test_a_directory_that_is_gone_or_cannot_be_leads_nowhere(relative, tmp_path,
     origin = Origin(directory, {"data.csv": "0"}, directory)
     assert origin.located(relative, tmp_path) == relative
     origin.check(tmp_path)
+
+
+def test_another_base_model_or_head_is_an_error(project, relative):
+    """The weights in the folder of the model were replaced, or the head is that of another run."""
+    trained = train(relative, "run", progress=False)
+    (project / "model" / "notes").mkdir()
+    (project / "model" / "notes" / "README.md").write_text("Not read with the model.")
+    trained.load_model()
+    weights = project / "model" / "model.safetensors"
+    original = weights.read_bytes()
+    weights.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    uses = (lambda: evaluate("run", progress=False), lambda: make_scorer(trained), trained.load_model)
+    for use in (*uses, lambda: trained.predict(["a warm film"])):
+        with pytest.raises(InputError, match=r"files of the base model 'model' have changed since the run was started: restore"):
+            use()
+    weights.write_bytes(original)
+    trained.load_model()
+    head = load_file(project / "run" / "head.safetensors")
+    save_file({name: each + 1 for name, each in head.items()}, project / "run" / "head.safetensors")
+    with pytest.raises(InputError, match=r"head.safetensors' is another head than the one that was trained with this adapter"):
+        Run.load("run")
 
 
 def test_a_folder_with_the_name_of_a_scheme_is_no_model(tmp_path, relative, monkeypatch):

@@ -239,6 +239,10 @@ def test_tasks_of_an_adapter():
     assert names.parse("road:label@0.5+closing") == ("a", "label+closing", {"label": 0.5, "closing": 1.0})
     assert names.parse("road:a/closing") == ("a", "closing", None)
     assert ModelNames(model.bank, planes, with_tasks=()).listed() == ["road:__base__", "road:a"]
+    with_at = ModelNames(bank_model(("v", "v@2", "b")).bank)
+    assert with_at.parse("road:v@2+b") == ("v@2+b", None, None)
+    assert with_at.parse("road:v@2@0.5+b") == ("v@2+b", None, {"v@2": 0.5, "b": 1.0})
+    assert with_at.parse("road:v@3+b") == ("v+b", None, {"v": 3.0, "b": 1.0})
     strange = ModelNames(model.bank, TaskPlanes.split(["de/en", "x@home"], base.sites))
     assert [strange.parse(name) for name in strange.listed()[2:]] == [("a", "de/en", None), ("a", "x@home", None)]
     wanted = [

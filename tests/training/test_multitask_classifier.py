@@ -382,6 +382,10 @@ def test_heads_need_accuracy(folder):
         ("tasks.tone.labels.problem_type=regression", "'tasks.tone.labels.problem_type' must be classification"),
         ("tasks.tone.labels.split_by_text=true", "'tasks.tone.labels.validation_size' must be a fraction"),
         ("reviews={id: x.csv}", "unknown key 'reviews'; known are model, tasks, kind"),
+        (
+            "tasks.tone.labels={id: x.csv, split_by_text: true, validation_size: .2, test_size: .2, words: 6}",
+            "'tasks.tone.labels.words' must be at least 8 with split_by_text",
+        ),
         ("tasks.tone.labels.words=0", "'tasks.tone.labels.words' must be at least 1"),
         ("kind=multitask-generation", "unknown key 'tasks.tone.labels'"),
         ("tasks.tone=3", "tasks.tone must be a mapping, not 3"),

@@ -580,6 +580,9 @@ def test_the_undivided_baseline_can_leave_other_tasks_out_of_its_loss(workplace,
     piece = Piece(recipe, "both", recipe.seed, tmp_path / "runs", silent)
     reports = [composition_baselines.undivided(piece, left_out) for left_out in ("none", "drawn", "all")]
     assert len({report.scores[-1].perplexity for report in reports}) == tasks
+    last = piece._replace(recipe=replace(recipe, adapter=replace(recipe.adapter, positions="last")))
+    with pytest.raises(InputError, match="left out of the loss need adapter.positions=all, not last"):
+        composition_baselines.undivided(last, "all")
 
 
 def test_tokens_that_decide_parts_of_other_tasks_are_left_out(workplace, tmp_path):
@@ -654,6 +657,15 @@ def test_answers_are_scored_with_any_adapter(finished, monkeypatch):
     for behaviours, expected in (({"good": good}, labels), ({"good": good, "first": first}, [labels[0], *[False] * 5])):
         scorer.behaviours = behaviours
         assert scorer(finished.adapter).tolist() == expected
+
+
+def test_a_run_without_behaviours_has_no_single_score(finished):
+    """No answer could be wrong."""
+    tasks = {name: replace(task, behaviour="plain") for name, task in finished.recipe.tasks.items()}
+    plain = replace(finished, recipe=replace(finished.recipe, tasks=tasks))
+    for use in (make_scorer, GenerationScorer):
+        with pytest.raises(InputError, match="only runs with one head, or with behaviours on reviews|not a run of behaviours"):
+            use(plain)
 
 
 def test_a_run_of_behaviours_is_ablated_and_diagnosed(finished, tmp_path, capsys, monkeypatch):
