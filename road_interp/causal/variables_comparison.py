@@ -278,9 +278,9 @@ def _check_rates(methods: Sequence[str], rates: Mapping[str, Sequence[float]]) -
     for name, tried in rates.items():
         if name not in methods:
             raise InputError(f"learning rates of '{name}', which is not among the methods {', '.join(methods)}")
-        listed = checked_list(f"the learning rates of '{name}'", tried, Real, "[0.1] or the like")  # type: ignore[type-abstract]
-        if not listed:
-            raise InputError(f"the learning rates of '{name}' must be one at least, as in [0.1]")
+        is_list = isinstance(tried, Sequence | np.ndarray) and not isinstance(tried, str) and len(tried) > 0
+        if not is_list or not all(isinstance(rate, Real) for rate in tried):
+            raise InputError(f"the learning rates of '{name}' must be numbers, one at least, as in [0.1], not {tried!r}")
 
 
 def _check_same_place(first: VariableRuns, *others: VariableRuns) -> None:

@@ -298,6 +298,8 @@ def diagnose(
         checks.append(measure.needs_magnitudes(_ablate(run, limit, (), False, device), margin))
     if other is not None and scorer is not None:
         checks.append(_check_control(loaded, other, scorer, margin))
+    if not checks:
+        raise InputError(f"'{run}' has no single score and no tasks that are scored together: there is nothing to check")
     diagnosis = measure.Diagnosis(tuple(checks))
     if as_json:
         print(diagnosis.to_json())

@@ -18,6 +18,6 @@ def check_logits(logits: np.ndarray) -> None:
     """Raise InputError for outputs of a head that are NaN: numpy's argmax would choose a class all the same."""
     if wrong := int(np.isnan(logits).any(axis=tuple(range(1, logits.ndim))).sum()):
         raise InputError(
-            f"the head's outputs are NaN for {wrong} of {len(logits)} texts: states of the model have overflowed; use an adapter "
-            "of smaller magnitudes, or model.dtype=float32"
+            f"the head's outputs are NaN for {wrong} of {len(logits)} texts: states of the model have overflowed; train with a "
+            "lower training.learning_rate, use an adapter of smaller magnitudes, or model.dtype=float32"
         )

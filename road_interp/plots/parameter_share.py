@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from road_interp.measure.parameter_share import ParameterShareReport
 
 READABLE = {"lora-1": "LoRA, rank 1", "lora-8": "LoRA, rank 8", "full": "full fine-tuning"}
+BESIDE = 1.15  # times as far to the right is a point beside another one
 
 
 @styled
 def parameter_share(report: ParameterShareReport, ax: Axes | None = None, *, task: str) -> Axes:
     """Accuracy with 95% intervals by the percentage of trained weights: a colour per model, a marker per method.
 
-    Methods that train no weights have no place on the logarithmic axis: they are dotted lines, without intervals.
+    Methods that train no weights have no place on the logarithmic axis: they are dotted lines, without intervals. Of nearly equal
+    percentages the later ones stand a little to the right.
 
     Args:
         task: name of the data.
@@ -30,14 +32,17 @@ def parameter_share(report: ParameterShareReport, ax: Axes | None = None, *, tas
     shown = {slug: each[0] for slug, each in report.trainings.items() if each[0].task == task}
     models = list(dict.fromkeys(each.model for each in shown.values()))
     methods = list(dict.fromkeys(each.method for each in shown.values()))
+    places: list[float] = []
     for slug, each in shown.items():
         value, *interval = report.accuracy(slug)
         color, marker = COLORS[models.index(each.model) % len(COLORS)], MARKERS[methods.index(each.method) % len(MARKERS)]
         if each.percent == 0:
             ax.axhline(value, color=color, linewidth=1, linestyle=":")
             continue
+        place = each.percent * BESIDE ** sum(1 / BESIDE < each.percent / other < BESIDE for other in places)
+        places.append(each.percent)
         bars = error_bars([value], *interval)
-        ax.errorbar([each.percent], [value], yerr=bars, fmt=marker, color=color, markersize=4, capsize=2)
+        ax.errorbar([place], [value], yerr=bars, fmt=marker, color=color, markersize=4, capsize=2)
     for model in models:
         ax.plot([], [], color=COLORS[models.index(model) % len(COLORS)], label=readable_name(model))
     untrained = {each.method for each in shown.values() if each.percent == 0}

@@ -91,11 +91,12 @@ def run_training(
     Arguments and errors are those of `road_interp.train`.
     """
     used = find_device(device)
-    folder = RunFolder.prepare(recipe, out, resume, used)
-    recipe = folder.origin.located(recipe, folder.path)
-    set_seed(recipe.seed)
     is_watched = progress and process_state(used).is_main_process and sys.stderr.isatty()  # an error is one line of a log
     with progress_bar(is_watched) as update:
+        update("reading the files of model and data")
+        folder = RunFolder.prepare(recipe, out, resume, used)
+        recipe = folder.origin.located(recipe, folder.path)
+        set_seed(recipe.seed)
         update("reading the data")
         experiment = kind(recipe)
         experiment.load_data()

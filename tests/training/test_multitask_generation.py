@@ -659,13 +659,17 @@ def test_answers_are_scored_with_any_adapter(finished, monkeypatch):
         assert scorer(finished.adapter).tolist() == expected
 
 
-def test_a_run_without_behaviours_has_no_single_score(finished):
+def test_a_run_without_behaviours_has_no_single_score(workplace, tmp_path, capsys, monkeypatch):
     """No answer could be wrong."""
-    tasks = {name: replace(task, behaviour="plain") for name, task in finished.recipe.tasks.items()}
-    plain = replace(finished, recipe=replace(finished.recipe, tasks=tasks))
+    plain = recipe_for(workplace, "tasks={chat: {behaviour: plain, examples: 8}}", "training.max_steps=1")
+    finished = train(plain, tmp_path / "run", progress=False)
     for use in (make_scorer, GenerationScorer):
         with pytest.raises(InputError, match="only runs with one head, or with behaviours on reviews|not a run of behaviours"):
-            use(plain)
+            use(finished)
+    for command, message in (("ablate", "has no single score"), ("diagnose", "there is nothing to check")):
+        code, out, err = run(capsys, monkeypatch, command, tmp_path / "run")
+        assert (code, out) == (2, "")
+        assert message in err.splitlines()[-1]
 
 
 def test_a_run_of_behaviours_is_ablated_and_diagnosed(finished, tmp_path, capsys, monkeypatch):
