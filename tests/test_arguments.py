@@ -16,6 +16,13 @@ SITES = (Site("a", 8, 0, "a"), Site("b", 16, 0, "b"))
 ADAPTER, OTHER = random_adapter(SITES), random_adapter(SITES, seed=1)
 
 
+class Unpadded:
+    """A tokeniser without a padding token, as GPT-2's."""
+
+    pad_token = None
+    __call__ = dict
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -58,6 +65,10 @@ ADAPTER, OTHER = random_adapter(SITES), random_adapter(SITES, seed=1)
         (
             lambda: ri.measure.text_batches(["a"], "gpt2", 8),
             "measure.text_batches: 'tokenizer' must be a function, not str",
+        ),
+        (
+            lambda: ri.measure.text_batches(["a"], Unpadded(), 8),
+            "the tokeniser has no padding token: load_tokenizer(id) gives it one",
         ),
         (
             lambda: ri.measure.AblationReport.over_seeds([ADAPTER]),

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from road_interp.arguments import check_callable, check_count, checked_list
+from road_interp.errors import InputError
 
 
 def batches_by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
@@ -24,12 +25,14 @@ def text_batches(
     Args:
         add_special_tokens: those of the tokeniser around each text; False for prompts in a template, which has its own.
 
-    Raises InputError for something else than a list of texts, and for no tokens.
+    Raises InputError for something else than a list of texts, for no tokens, and for a tokeniser without a padding token.
     """
     listed = checked_list("measure.text_batches", texts, str, "a list of texts, as in ['a text']")
     check_callable("measure.text_batches", "tokenizer", tokenizer, "load_tokenizer('gpt2')")
     check_count("measure.text_batches", "max_length", max_length)
     check_count("measure.text_batches", "size", size)
+    if getattr(tokenizer, "pad_token", "") is None:
+        raise InputError("the tokeniser has no padding token: load_tokenizer(id) gives it one")
     padded = {"truncation": True, "max_length": max_length, "padding": True, "padding_side": "right", "return_tensors": "pt"}
     padded |= {"add_special_tokens": add_special_tokens}
     return (dict(tokenizer(listed[start : start + size], **padded)) for start in range(0, len(listed), size))

@@ -208,7 +208,7 @@ def ablation(
     for name in ("task", "metric", *(["refitted"] if refit else [])):
         if not hasattr(scorer, name):
             raise InputError(f"measure.ablation: the scorer has no '{name}': give make_scorer(run)")
-    if isinstance(by, str) or not isinstance(by, Collection):
+    if isinstance(by, str) or not isinstance(by, Collection) or not all(isinstance(each, str) for each in by):
         raise InputError(f"by must be a list of names, as in ['layer'], not {by!r}")
     if unknown := set(by) - set(BY):
         raise InputError(f"by '{min(unknown)}' is not known; use {', '.join(BY)}")

@@ -79,6 +79,8 @@ def test_arguments_that_need_more(model):
     scorer = type("Scorer", (), kept)()
     with pytest.raises(InputError, match=r"by must be a list of names, as in \['layer'\]"):
         measure.ablation(model, scorer, model="m", seed=0, by="layer")
+    with pytest.raises(InputError, match=r"by must be a list of names, as in \['layer'\], not \[\['layer'\]\]"):
+        measure.ablation(model, scorer, model="m", seed=0, by=[["layer"]])
     with pytest.raises(InputError, match="measure.interference needs Mapping, not list: give a dict of adapters by name"):
         measure.interference([], {}, model="m", seed=0)
     with pytest.raises(InputError, match="'generate' must be a function"):
