@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
-
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from road_interp.arguments import check_argument, check_count, check_positive
+from road_interp.arguments import check_argument, check_count
 from road_interp.causal.bases import Basis, Columns, Neurons, PlaneRotations
+from road_interp.causal.proportional_interchange import ProportionalInterchange
 from road_interp.errors import InputError
-from road_interp.models.intervention import move_only
-from road_interp.models.subspaces import selected_entries
 
 RATE_OF_BORDERS = 10  # times that of the basis, as in pyvene's tutorial of boundless DAS
 
 
-class BoundlessInterchange(nn.Module):
+class BoundlessInterchange(ProportionalInterchange):
     """Interchange of consecutive coordinates in an orthonormal basis, whose number per variable is learned.
 
     In a trained basis of all directions this is a form of boundless DAS (Wu et al. 2023): the first variable owns the
@@ -34,9 +29,8 @@ class BoundlessInterchange(nn.Module):
         InputError: no number, no basis, or more variables than coordinates.
     """
 
-    temperatures: ClassVar = (0.1, 2e-4)  # of the first and the last step; at width 576 about 50 and .1 coordinates, as in pyvene
+    temperatures = (0.1, 2e-4)  # of the first and the last step; at width 576 about 50 and .1 coordinates, as in pyvene
 
-    temperature: Tensor
     borders: Tensor
 
     def __init__(self, variables: int, basis: Basis) -> None:
@@ -50,11 +44,6 @@ class BoundlessInterchange(nn.Module):
         self.logits = nn.Parameter(torch.zeros(variables + 1))  # of the parts; the last is for no variable
         self.register_buffer("temperature", torch.tensor(self.temperatures[0]))
         self.register_buffer("borders", torch.full((variables,), -1))  # -1 before `harden`
-
-    def set_temperature(self, temperature: float) -> None:
-        """Set the temperature of the borders, a fraction of the number of coordinates."""
-        check_positive("causal.BoundlessInterchange", "the temperature of the borders", temperature)
-        self.temperature.fill_(temperature)
 
     @property
     def has_soft_mask(self) -> bool:
@@ -70,16 +59,6 @@ class BoundlessInterchange(nn.Module):
         """Move every border between two coordinates, to the nearest such place."""
         self.borders.copy_((self._borders() * self.basis.count).detach().round())
 
-    def forward(
-        self, base: Float[Tensor, "batch width"], source: Float[Tensor, "batch width"], subspaces: Sequence[Sequence[int]]
-    ) -> Float[Tensor, "batch width"]:
-        """`base` with the coordinates of the variables in `subspaces`, one list per row, from `source`."""
-        dtype = torch.promote_types(base.dtype, self.logits.dtype)
-        difference = source.to(dtype) - base.to(dtype)
-        proportions = selected_entries(subspaces, None, self.num_subspaces, difference) @ self._shares().to(dtype)
-        into, back = self.basis(dtype)
-        return (base + back(into(difference) * proportions)).to(base.dtype)
-
     def _borders(self) -> Tensor:
         """The upper border of every variable, a fraction of the coordinates."""
         return (RATE_OF_BORDERS * self.logits).softmax(0).cumsum(0)[:-1]
@@ -92,7 +71,3 @@ class BoundlessInterchange(nn.Module):
         else:
             below = (self.borders[:, None] > places).float()
         return below.diff(dim=0, prepend=torch.zeros_like(below[:1]))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BoundlessInterchange:
-        """Move with the model to its device, but keep the dtype of borders and basis."""
-        return super()._apply(move_only(fn), recurse)

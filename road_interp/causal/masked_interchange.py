@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from road_interp.arguments import check_argument, check_count, check_positive
+from road_interp.arguments import check_argument, check_count
 from road_interp.causal.bases import Basis, Columns, Neurons, PlaneRotations
+from road_interp.causal.proportional_interchange import ProportionalInterchange
 from road_interp.errors import InputError
-from road_interp.models.intervention import move_only
-from road_interp.models.subspaces import selected_entries
 
 SCALINGS = 40  # of the rows of the masks, per forward pass
 
 
-class MaskedInterchange(nn.Module):
+class MaskedInterchange(ProportionalInterchange):
     """Interchange of coordinates in an orthonormal basis, each in proportion to learned masks, one per variable.
 
     In the basis of the neurons this is desiderata-based masking (DBM; De Cao et al. 2020, Davies et al. 2023); in the principal
@@ -41,9 +38,8 @@ class MaskedInterchange(nn.Module):
         InputError: no numbers, a basis of another width, or the variables need more coordinates than it has.
     """
 
-    temperatures: ClassVar = (1.0, 0.05)  # of the first and the last step of a training
+    temperatures = (1.0, 0.05)  # of the first and the last step of a training
 
-    temperature: Tensor
     owners: Tensor
 
     def __init__(self, variables: int, width: int, coordinates: int, basis: Basis | None = None) -> None:
@@ -69,27 +65,9 @@ class MaskedInterchange(nn.Module):
         self.register_buffer("owners", torch.full((count,), -2))  # -2 before `harden`, then -1 for no variable
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What a state dict needs besides tensors: the number per variable, and whether QR makes the columns of the basis."""
-        return {"coordinates": self.coordinates, "by_qr": isinstance(self.basis, Columns) and self.basis.trained}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Nothing: `_load_from_state_dict` has compared it."""
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Refuse the masks of another number of coordinates or kind of basis, which would mean something else here."""
-        *_, missing, _, errors = args
-        extra, own = state_dict.get(key := f"{prefix}_extra_state"), self.get_extra_state()
-        if extra not in (None, own):
-            errors.append(f"'{key}' is {extra}, not {own}: the masks are of another interchange")
-            return
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if key in missing:  # of a version that did not save it
-            missing.remove(key)
-
-    def set_temperature(self, temperature: float) -> None:
-        """Set the temperature of the masks; lower values bring their proportions closer to 0 and 1."""
-        check_positive("causal.MaskedInterchange", "the temperature of a mask", temperature)
-        self.temperature.fill_(temperature)
+        """What a state dict needs besides tensors: names, the number per variable, and whether QR makes the columns."""
+        by_qr = isinstance(self.basis, Columns) and self.basis.trained
+        return {**super().get_extra_state(), "coordinates": self.coordinates, "by_qr": by_qr}
 
     @property
     def has_soft_mask(self) -> bool:
@@ -103,16 +81,6 @@ class MaskedInterchange(nn.Module):
         self.owners.fill_(-1)
         self.owners[torch.from_numpy(chosen)] = torch.from_numpy(rows // self.coordinates).to(self.owners.device)
 
-    def forward(
-        self, base: Float[Tensor, "batch width"], source: Float[Tensor, "batch width"], subspaces: Sequence[Sequence[int]]
-    ) -> Float[Tensor, "batch width"]:
-        """`base` with the coordinates of the variables in `subspaces`, one list per row, from `source`."""
-        dtype = torch.promote_types(base.dtype, self.logits.dtype)
-        difference, shares = source.to(dtype) - base.to(dtype), self._shares().to(dtype)
-        proportions = selected_entries(subspaces, None, len(shares), difference) @ shares
-        into, back = self.basis(dtype)
-        return (base + back(into(difference) * proportions)).to(base.dtype)
-
     def _shares(self) -> Tensor:
         """The proportion of every coordinate that each variable claims, or owns after `harden`."""
         if not self.has_soft_mask:
@@ -124,7 +92,3 @@ class MaskedInterchange(nn.Module):
             sums = torch.cat((claims, none)).log_softmax(0)[:-1].logsumexp(1, keepdim=True)
             claims = claims + math.log(self.coordinates) - sums
         return torch.cat((claims, none)).softmax(0)[:-1]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskedInterchange:
-        """Move with the model to its device, but keep the dtype of masks and basis."""
-        return super()._apply(move_only(fn), recurse)

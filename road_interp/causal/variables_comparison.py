@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from road_interp.arguments import check_argument, checked_list
-from road_interp.causal.boundless_interchange import BoundlessInterchange
-from road_interp.causal.masked_interchange import MaskedInterchange
+from road_interp.causal.proportional_interchange import ProportionalInterchange
 from road_interp.causal.variable_methods import (
     KNOWN_METHODS,
     METHODS,
@@ -262,7 +261,7 @@ def _train(
 ) -> float:
     """Train an interchange; the mean loss of the last tenth of its steps."""
     told = prefixed(progress, f"{name}, rate {rate:g}")
-    learned = interchange if isinstance(interchange, MaskedInterchange | BoundlessInterchange) else None
+    learned = interchange if isinstance(interchange, ProportionalInterchange) else None
     temperatures = None if learned is None else learned.temperatures
     losses = train_variables(runs, interchange, steps, rate, seed=seed, temperatures=temperatures, progress=told)
     if learned is not None:

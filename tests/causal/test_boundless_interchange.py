@@ -95,7 +95,7 @@ def test_borders_that_are_measured_before_they_are_hardened_are_warned_of(runs):
         (lambda: BoundlessInterchange(9, Neurons(8)), "9 variables do not fit into the 8 coordinates of the basis"),
         (lambda: BoundlessInterchange(0, Neurons(8)), "the number of variables must be a whole number of at least 1, not 0"),
         (lambda: BoundlessInterchange(2, "neurons"), "not str: give causal.Columns, Neurons or PlaneRotations"),
-        (lambda: BoundlessInterchange(2, Neurons(8)).set_temperature(0), "the temperature of the borders must be above 0, not 0"),
+        (lambda: BoundlessInterchange(2, Neurons(8)).set_temperature(0), "the temperature must be above 0, not 0"),
     ],
 )
 def test_what_borders_cannot_be_made_of_is_refused(make, message):

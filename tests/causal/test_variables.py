@@ -105,6 +105,9 @@ def test_variables_of_other_names_or_another_order_are_refused(runs):
         train_variables(runs, interchange, steps=1)  # after which it has the names of the runs
         with pytest.raises(InputError, match=f"coordinates of {', '.join(names)}, the runs have"):
             measure_variables(reversed_runs, interchange, "x")
+    loaded = BoundlessInterchange(2, Neurons(width))
+    loaded.load_state_dict(boundless.state_dict())
+    assert loaded.variables == names
     with pytest.raises(InputError, match=r"takes no subspaces, .* are causal.no_variable and causal.whole_state$"):
         measure_variables(runs, no_swap, "x")
 
