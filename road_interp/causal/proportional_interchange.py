@@ -46,7 +46,7 @@ class ProportionalInterchange(nn.Module):
         *_, missing, _, errors = args
         given, own = state_dict.get(key := f"{prefix}_extra_state"), self.get_extra_state()
         if given is not None and given | {"variables": None} != own | {"variables": None}:
-            errors.append(f"'{key}' is {given}, not {own}: the masks are of another interchange")
+            errors.append(f"'{key}' is {given}, not {own}: it is the state of another interchange")
             return
         super()._load_from_state_dict(state_dict, prefix, *args)
         if key in missing:  # of a version that did not save it

@@ -119,7 +119,7 @@ def test_a_state_of_other_masks_is_refused():
     columns = torch.linalg.qr(torch.randn(9, 6, generator=torch.Generator().manual_seed(0))).Q
     state = MaskedInterchange(2, 9, 2, Columns(columns, trained=True)).state_dict()
     for coordinates, trained in ((1, True), (2, False)):
-        with pytest.raises(RuntimeError, match="the masks are of another interchange"):
+        with pytest.raises(RuntimeError, match="it is the state of another interchange"):
             MaskedInterchange(2, 9, coordinates, Columns(columns, trained)).load_state_dict(state)
     older = {name: values for name, values in state.items() if name != "_extra_state"}
     MaskedInterchange(2, 9, 2, Columns(columns, trained=True)).load_state_dict(older)
