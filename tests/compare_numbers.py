@@ -2,20 +2,22 @@
 
     python tests/compare_numbers.py BEFORE AFTER [OLD=NEW ...]
 
-Adapters are compared tensor by tensor. In JSON the keys that say how a file was made (format, result, provenance) and what is
-computed from the rest (summary, ...) are left out; outcomes written as "0101" count as the list of false and true; the order of
-keys does not count. Keys that were renamed are named as OLD=NEW. Exit code 1 where anything differs.
+Files are .safetensors, .json and .json.gz. Adapters are compared tensor by tensor. In JSON the keys that say how a file was made
+(format, result, provenance) and what is computed from the rest (summary, ...) are left out; outcomes written as "0101" count as
+the list of false and true; the order of keys does not count. Keys that were renamed are named as OLD=NEW. Exit code 1 where
+anything differs.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+
+from road_interp.files import read_json_object
 
 MADE = {"format", "result", "provenance", "summary", "costs", "correlations", "gap to training alone"}
 
@@ -36,7 +38,12 @@ def numbers_in(path: Path, renamed: dict[str, str]) -> dict[str, Any]:
     """Everything that a JSON or safetensors file holds."""
     if path.suffix == ".safetensors":
         return dict(load_file(path))
-    return flat(json.loads(path.read_text()), "", renamed)
+    return flat(read_json_object(path), "", renamed)
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Those that are compared."""
+    return sorted(path for path in folder.rglob("*") if path.name.endswith((".json", ".json.gz", ".safetensors")))
 
 
 def compare(before: Path, after: Path, renamed: dict[str, str]) -> int:
@@ -52,7 +59,7 @@ def compare(before: Path, after: Path, renamed: dict[str, str]) -> int:
 def main() -> None:
     before, after = Path(sys.argv[1]), Path(sys.argv[2])
     renamed = dict(pair.split("=") for pair in sys.argv[3:])
-    files = [before] if before.is_file() else sorted(p for p in before.rglob("*") if p.suffix in (".json", ".safetensors"))
+    files = [before] if before.is_file() else files_of(before)
     total = 0
     for path in files:
         other = after if before.is_file() else after / path.relative_to(before)

@@ -14,7 +14,7 @@ from importlib import resources
 
 import pytest
 
-from compare_numbers import compare
+from compare_numbers import compare, files_of
 from road_interp.causal.noun_task import number_and_gender
 from road_interp.sources import SMOLLM2
 from road_interp.training.study import studies
@@ -37,7 +37,7 @@ def road_interp(*words, folder):
 
 
 def json_files(folder):
-    return {path.relative_to(folder): path for path in sorted(folder.rglob("*.json")) if path.name != "MANIFEST.json"}
+    return {path.relative_to(folder): path for path in files_of(folder) if path.name != "MANIFEST.json"}
 
 
 def without_provenance(value):
