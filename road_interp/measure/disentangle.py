@@ -20,6 +20,7 @@ from road_interp.progress import Progress, silent
 from road_interp.results import Result, entry
 
 CONSTANT = "constant answer"
+DRAWS = 20  # of random directions
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class Outcome:
     Attributes:
         name: of the arm or probe.
         numbers: width of its input.
-        predictions: class indices, or numbers for regression; those of an arm are concatenated over seeds.
-        chosen: hyperparameter selected on the validation texts: learning rate of an arm, one per seed; C of a probe.
+        predictions: class indices, or numbers for regression; those of an arm are concatenated over seeds, those of random
+            directions over draws.
+        chosen: hyperparameters selected on the validation texts: learning rates of an arm, by seed; C of a probe, by draw.
     """
 
     name: str
@@ -80,12 +82,21 @@ class DisentangleReport(Result):
         return entry({outcome.name: outcome for outcome in self.outcomes}, name, "outcome")
 
     def score(self, name: str) -> tuple[float, float, float]:
-        """The metric on the test texts, mean over seeds, with its 95% interval over texts and, for an arm, seeds."""
+        """The metric on the test texts, mean over seeds, with its 95% interval over texts and, for an arm, seeds.
+
+        Draws of random directions count as seeds.
+        """
         return self._with_interval(self._mean(name), self._values(name), paired=False)
 
     def gap(self, name: str, other: str) -> tuple[float, float, float]:
-        """Score of one outcome minus that of another, with the 95% interval of the paired difference: same texts and seeds."""
-        difference = self._values(name) - self._values(other)
+        """Score of one outcome minus that of another, with the 95% interval of the paired difference: same texts and seeds.
+
+        Raises InputError for an outcome of seeds beside one of draws, which cannot be paired.
+        """
+        one, another = self._values(name), self._values(other)
+        if len(one) != len(another) and 1 not in (len(one), len(another)):
+            raise InputError(f"'{name}' has {len(one)} seeds or draws, '{other}' {len(another)}: they cannot be paired")
+        difference = one - another
         return self._with_interval(self._mean(name) - self._mean(other), difference, paired=True)
 
     def summary(self) -> dict[str, Any]:
@@ -128,11 +139,11 @@ class DisentangleReport(Result):
         return float(np.mean([METRICS[self.metric](labels, predictions) for predictions in self._predictions(name)]))
 
     def _predictions(self, name: str) -> Float[np.ndarray, "seeds texts"]:
-        """The predictions by seed; a probe has one row."""
+        """The predictions by seed or draw; other probes have one row."""
         return np.asarray(self.of(name).predictions).reshape(-1, len(self.labels))
 
     def _values(self, name: str) -> Float[np.ndarray, "seeds texts"]:
-        """Jackknife pseudo-values of the metric; a probe has one row."""
+        """Jackknife pseudo-values of the metric, by seed or draw."""
         labels = np.asarray(self.labels)
         return np.stack([_pseudo_values(self.metric, labels, predictions) for predictions in self._predictions(name)])
 
@@ -166,18 +177,19 @@ def _correlation(means: Float[np.ndarray, "moments columns"]) -> Float[np.ndarra
     return np.divide(covariance, np.sqrt(np.abs(product)), out=np.zeros_like(product), where=product > 1e-12)
 
 
-def probe_inputs(features: Features) -> dict[str, Float[np.ndarray, "texts numbers"]]:
+def probe_inputs(features: Features) -> dict[str, Float[np.ndarray, "draws texts numbers"]]:
     """Inputs of the probes: states, directions, and magnitudes as one number or several.
 
-    As many random directions of the state as there are norms are the control of their number.
+    As many random directions of the state as there are norms are the control of their number, in DRAWS draws; others have one.
     """
     norm = np.linalg.norm(features.states, axis=1, keepdims=True)
     unit = features.states / np.maximum(norm, 1e-12)
     chunks = features.chunk_norms.reshape(len(unit), -1)
     of_state = features.states.reshape(len(unit), features.chunk_norms.shape[2], -1)
     shares = features.chunk_norms / np.maximum(features.norms, 1e-12)[:, :, None]
-    directions = random_basis(features.states.shape[1])[:, : features.norms.shape[1]].numpy()
-    return {
+    width, count = features.states.shape[1], features.norms.shape[1]
+    directions = np.stack([random_basis(width, seed)[:, :count].numpy() for seed in range(DRAWS)])
+    inputs = {
         "states": features.states,
         "unit states": unit,
         "norm": norm,
@@ -189,19 +201,28 @@ def probe_inputs(features: Features) -> dict[str, Float[np.ndarray, "texts numbe
         "chunk norms in a random basis": features.random_chunk_norms.reshape(len(unit), -1),
         "unit states and all norms": np.hstack([unit, features.norms, chunks]),
     }
+    return {name: values if values.ndim == 3 else values[None] for name, values in inputs.items()}
 
 
 def _probe(
-    name: str, inputs: Mapping[str, Float[np.ndarray, "texts numbers"]], splits: SplitFeatures, metric: str, num_labels: int
+    name: str,
+    inputs: Mapping[str, Float[np.ndarray, "draws texts numbers"]],
+    splits: SplitFeatures,
+    metric: str,
+    num_labels: int,
 ) -> Outcome:
-    """A linear probe on standardised inputs; C is selected on the validation texts, and the smaller one wins in a tie.
+    """Linear probes of standardised inputs, one per draw; C is selected on the validation texts, the smaller one in a tie.
 
     Args:
         inputs: by split.
     """
-    train, validation = ((inputs[split], splits[split].labels) for split in ("train", "validation"))
-    best, chosen = fit_probe(train, validation, metric, num_labels == 1)
-    return Outcome(name, inputs["test"].shape[1], tuple(best.predict(inputs["test"]).astype(float).tolist()), (chosen,))
+    predictions, chosen = [], []
+    for train, validation, test in zip(*(inputs[split] for split in SPLITS), strict=True):
+        examples = (train, splits["train"].labels), (validation, splits["validation"].labels)
+        best, C = fit_probe(*examples, metric, num_labels == 1)
+        predictions += best.predict(test).astype(float).tolist()
+        chosen.append(C)
+    return Outcome(name, inputs["test"].shape[2], tuple(predictions), tuple(chosen))
 
 
 def _arm(arm: str, by_seed: Mapping[int, SplitFeatures], metric: str, num_labels: int) -> Outcome:

@@ -124,6 +124,6 @@ def _chunk_norms(states: Sequence[Float[Tensor, "texts width"]], heads: int) -> 
 
 
 @cache
-def random_basis(width: int) -> Float[Tensor, "width width"]:
-    """An orthonormal basis, always the same for a width."""
-    return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0)))[0]
+def random_basis(width: int, seed: int = 0) -> Float[Tensor, "width width"]:
+    """An orthonormal basis, always the same for a width and a seed."""
+    return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)))[0]

@@ -128,7 +128,9 @@ def test_the_outcomes_say_what_was_seen_and_chosen(direction):
         "unit states and all norms": 11,
     }
     assert all(len(outcome.chosen) == 2 and len(outcome.predictions) == 800 for outcome in direction.arms)
-    assert all(len(outcome.chosen) == 1 and len(outcome.predictions) == 400 for outcome in direction.probes)
+    draws = {outcome.name: len(outcome.chosen) for outcome in direction.probes}
+    assert draws == {**dict.fromkeys(draws, 1), "as many random directions": 20}
+    assert all(len(outcome.predictions) == 400 * len(outcome.chosen) for outcome in direction.probes)
     share = np.mean(direction.labels)
     assert direction.chance in (pytest.approx(share), pytest.approx(1 - share))
     with pytest.raises(InputError, match="no outcome 'length'; there are full, random backbone"):
@@ -228,6 +230,16 @@ def test_seeds_are_drawn_too(direction):
     assert report.gap("norm", "full") == (0.5, -1, 1)
 
 
+def test_random_directions_are_drawn_like_seeds(direction):
+    name, labels = "as many random directions", np.asarray(direction.labels)
+    right = np.reshape(direction.of(name).predictions, (20, -1)) == labels
+    assert direction.score(name)[0] == pytest.approx(right.mean())
+    less_norm = right - (np.asarray(direction.of("norm").predictions) == labels).astype(float)
+    assert direction.gap(name, "norm") == pytest.approx(mean_over_seeds(less_norm.ravel(), 20, paired=True))
+    with pytest.raises(InputError, match="'full' has 2 seeds or draws, 'as many random directions' 20: they cannot be paired"):
+        direction.gap("full", name)
+
+
 def test_equal_outcomes_are_not_certain(direction):
     """Four texts of which all are right allow an accuracy below 1, and two classifiers without a difference allow one."""
     outcomes = tuple(replace(direction.outcomes[-1], name=name, predictions=(1.0,) * 4) for name in ("norm", "states"))
@@ -250,21 +262,24 @@ def test_features_of_bert_are_read_before_its_norms_too():
         np.testing.assert_allclose(found.chunk_norms[:, column, 1], state[:, 0, 8:16].norm(dim=1), rtol=1e-4)
     np.testing.assert_allclose((found.random_chunk_norms**2).sum(-1), found.norms**2, rtol=1e-4)
     assert not np.allclose(found.random_chunk_norms, found.chunk_norms, rtol=0.05)
-    shares = probe_inputs(found)["chunk norms over the whole norm"].reshape(6, 4, 4)
+    inputs = probe_inputs(found)
+    shares = inputs["chunk norms over the whole norm"][0].reshape(6, 4, 4)
     np.testing.assert_allclose((shares**2).sum(-1), 1, rtol=1e-4)
     assert np.ptp(found.norms[:, 0]) > 10 * np.ptp(found.norms[:, 1])  # the normalisation removes the magnitude
     assert found.labels.tolist() == list(range(6))
-    np.testing.assert_allclose(np.linalg.norm(probe_inputs(found)["unit states"], axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(inputs["unit states"][0], axis=1), 1, rtol=1e-6)
     before = read_features(model, batches, "first", before_norm=True)
     assert (before.place, found.place) == ("block 1, before its LayerNorm", "block 1")
     np.testing.assert_allclose(before.states, read_states(model, places[2:3], token_batch(6))[0][:, 0], rtol=1e-5)
     np.testing.assert_array_equal(before.chunk_norms, found.chunk_norms)
-    directions = probe_inputs(found)["as many random directions"]  # orthonormal: no longer than the states, not their neurons
-    assert directions.shape == found.norms.shape
-    assert np.all(np.linalg.norm(directions, axis=1) < np.linalg.norm(found.states, axis=1))
-    np.testing.assert_allclose(found.states @ random_basis(found.states.shape[1]).numpy()[:, :4], directions, rtol=1e-4)
+    directions = inputs["as many random directions"]  # orthonormal: no longer than the states, not their neurons
+    assert directions.shape == (20, *found.norms.shape)
+    assert np.all(np.linalg.norm(directions, axis=2) < np.linalg.norm(found.states, axis=1))
+    for seed in (0, 19):
+        basis = random_basis(found.states.shape[1], seed).numpy()
+        np.testing.assert_allclose(found.states @ basis[:, :4], directions[seed], rtol=1e-4)
     for each, column in ((found, 3), (before, 2)):  # chunk norms are of the states that were read, in both cases
-        np.testing.assert_allclose(probe_inputs(each)["chunk norms at the last block"], each.chunk_norms[:, column], rtol=1e-4)
+        np.testing.assert_allclose(probe_inputs(each)["chunk norms at the last block"][0], each.chunk_norms[:, column], rtol=1e-4)
 
 
 def test_padding_side_does_not_change_the_features_of_llama():
