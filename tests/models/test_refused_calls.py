@@ -555,6 +555,7 @@ def test_a_call_is_not_computed_again_after_it_has_ended(use_reentrant):
 
 
 def test_generation_in_training_mode_with_checkpoints_is_that_of_evaluation_mode():
+    pytest.importorskip("transformers", minversion="5.24", reason="older ones drop the cache with checkpoints, not its positions")
     model, batch = checkpointing(road_model()), token_batch()
     settings = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
     _, training = model.generate(batch, **settings)
