@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.pyplot import subplots
 from matplotlib.style import context
+from scipy.stats import combine_pvalues
 
 from road_interp import plots
 from road_interp.adapters.joined_names import join_names
@@ -153,38 +154,53 @@ def describe(found: DriftStudy) -> Described:
         for place in reports[0].places
     ]
     for name, reports in named.items():
-        rows.append((f"{name}: against an isotropic change", _compared(reports, lambda place: place.over_null)))
-        rows.append((f"{name}: length against turn", _compared(reports, lambda place: place.over_turn)))
+        rows.append((f"{name}: against an isotropic change", _compared(reports, against_null)))
+        rows.append((f"{name}: length against turn", _compared(reports, against_turn)))
     first = found.reports[0]
     sentence = (
-        f"Change of the state of the {first.token} token: mean over seeds, lowest to highest. A block is above or below an "
-        "isotropic change if the 95% intervals over texts of all seeds are; without a null, no isotropic change has its angle in "
-        "some seed. Its change of length dM is above or below its turn, 2 sin(angle / 2), in the same way: both are fractions of "
-        "the norm."
+        f"Change of the state of the {first.token} token: mean over seeds, lowest to highest. The change of length dM of a block "
+        "is above or below its turn, 2 sin(angle / 2), if the 95% intervals over texts of all seeds are: both are fractions of "
+        "the norm. For an isotropic change a test over seeds must say so, too, in which one random vector changes all texts of a "
+        "seed (Fisher's method, 2.5% on a side). Without a null, no isotropic change has the block's angle in some seed."
     )
     if any(place.norm_is_pinned for place in first.places):
         sentence += " After a LayerNorm the norm is set by construction: a small change of magnitude there is no evidence."
     return sentence, rows
 
 
-def _compared(reports: list[DriftReport], ratio_of: Callable[[ReadPointDrift], Mean | None]) -> str:
-    """The blocks whose ratio is above 1 in all seeds, below it, neither, and those that have no ratio."""
+def _compared(reports: list[DriftReport], sign_of: Callable[[list[ReadPointDrift]], str]) -> str:
+    """The blocks by what `sign_of` says of the places of all seeds, and those that are unchanged."""
     blocks: dict[str, list[int]] = {"above": [], "below": [], "undecided": [], "no null": [], "unchanged": []}
     before_norm = any(place.before_norm for place in reports[0].places)
     for layer in reports[0].layers:
         places = [each.place(layer, before_norm) for each in reports]
-        ratios = [ratio_of(place) for place in places]
-        if all(place.angle[0] == place.dM[0] == 0 for place in places):
-            blocks["unchanged"].append(layer)
-        elif None in ratios:
-            blocks["no null"].append(layer)
-        elif all(ratio and ratio[1] > 1 for ratio in ratios):
-            blocks["above"].append(layer)
-        elif all(ratio and ratio[2] < 1 for ratio in ratios):
-            blocks["below"].append(layer)
-        else:
-            blocks["undecided"].append(layer)
+        unchanged = all(place.angle[0] == place.dM[0] == 0 for place in places)
+        blocks["unchanged" if unchanged else sign_of(places)].append(layer)
     return "; ".join(f"{sign} in {_ranges(layers)}" for sign, layers in blocks.items() if layers)
+
+
+def against_turn(places: list[ReadPointDrift]) -> str:
+    """Whether dM is above or below the turn of the texts in all seeds."""
+    return _side([place.over_turn for place in places])
+
+
+def against_null(places: list[ReadPointDrift]) -> str:
+    """Whether dM is above or below that of an isotropic change, in all seeds and over seeds, where texts may change alike."""
+    side = _side([place.over_null for place in places])
+    if side not in ("above", "below"):
+        return side
+    chances = [chances[side == "below"] for place in places if (chances := place.chances_if_shared) is not None]
+    return side if combine_pvalues(chances, method="fisher").pvalue < 0.025 else "undecided"
+
+
+def _side(ratios: list[Mean | None]) -> str:
+    """Where 1 lies to the intervals over texts of all seeds."""
+    known = [ratio for ratio in ratios if ratio is not None]
+    if len(known) < len(ratios):
+        return "no null"
+    if all(low > 1 for _, low, _ in known):
+        return "above"
+    return "below" if all(high < 1 for _, _, high in known) else "undecided"
 
 
 def _ranges(numbers: list[int]) -> str:

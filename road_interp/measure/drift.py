@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.special import erf
+from scipy.special import erf, ndtri
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
@@ -37,6 +37,8 @@ from road_interp.models.vocabulary import vocabulary_of
 from road_interp.progress import Progress, silent
 from road_interp.results import Result, columns
 from road_interp.sources import readable_name
+
+DEVIATES = ndtri((np.arange(2001) + 0.5) / 2001)  # of the normal distribution, equally likely
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,13 @@ class ReadPointDrift:
         dimensions. So dM is folded normal. Without a `width` the rest is left out. Beyond 60 degrees it is too large, by a
         seventh at 80 degrees in 384 dimensions.
         """
-        longer = 1 / direction - 1
-        deviation = np.sqrt(np.maximum(1 - direction**2, 0) / (self.width or np.inf))
+        longer, deviation = self._null_length(direction)
         ratio = np.divide(longer, deviation, out=np.full_like(longer, np.inf), where=deviation > 0)
         return deviation * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + longer * erf(ratio / np.sqrt(2))
+
+    def _null_length(self, direction: Float[np.ndarray, " n"]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """Mean and standard deviation of the relative change of length by the random vector of `null_at`."""
+        return 1 / direction - 1, np.sqrt(np.maximum(1 - direction**2, 0) / (self.width or np.inf))
 
     @property
     def null(self) -> float | None:
@@ -98,7 +103,25 @@ class ReadPointDrift:
 
         None without a null above 0, and where a LayerNorm sets the norm.
         """
-        return self._over(self.null_at(self._direction)) if self.null and not self.norm_is_pinned else None
+        return self._over(self.null_at(self._direction)) if self._has_null else None
+
+    @property
+    def chances_if_shared(self) -> tuple[float, float] | None:
+        """Probabilities of a mean dM over `points` as large, and as small, if one random vector changes all texts.
+
+        The texts of one training may change alike. The random parts along their states (`null_at`) are then one normal deviate
+        in place of one for every text, so that even many texts say little: that is the least that they can say. None where
+        there is no `over_null`.
+        """
+        if not self._has_null:
+            return None
+        longer, deviation = self._null_length(self._direction)
+        observed = np.array(self.points)[:, 1].mean()
+        expected = np.abs(longer + deviation * DEVIATES[:, None]).mean(1)
+        as_large, as_small = (
+            max(float(np.mean(beyond)), 1 / len(DEVIATES)) for beyond in (expected >= observed, expected <= observed)
+        )
+        return as_large, as_small
 
     @property
     def over_turn(self) -> Mean | None:
@@ -108,6 +131,10 @@ class ReadPointDrift:
         """
         turn = np.sqrt(np.maximum(2 - 2 * self._direction, 0))
         return self._over(turn) if turn.any() and not self.norm_is_pinned else None
+
+    @property
+    def _has_null(self) -> bool:
+        return bool(self.null) and not self.norm_is_pinned
 
     @property
     def _direction(self) -> Float[np.ndarray, " texts"]:

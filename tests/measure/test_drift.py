@@ -160,6 +160,26 @@ def test_a_random_change_is_the_null_at_every_angle(degrees, width):
     assert grown.over_null[0] > 1.4
 
 
+@pytest.mark.parametrize("degrees", [1, 15])
+def test_one_random_vector_for_all_texts_is_as_large_as_often_as_it_says(degrees):
+    """The intervals over texts of such changes do not hold the null; their chances are those of one draw for each."""
+    generator, width = np.random.default_rng(0), 128
+    states = np.ones(width) + 0.1 * generator.normal(size=(60, width))
+    as_large, outside = [], 0
+    for draw in range(200):
+        vector = generator.normal(size=width)
+        change = np.tan(np.radians(degrees)) * np.linalg.norm(states, axis=1, keepdims=True) * vector / np.linalg.norm(vector)
+        place = place_of(states, states + change)
+        if draw < 40:
+            outside += not place.over_null[1] <= 1 <= place.over_null[2]
+        as_large.append(place.chances_if_shared[0])
+        assert sum(place.chances_if_shared) == pytest.approx(1, abs=0.002)
+    assert outside > 20
+    assert stats.kstest(as_large, "uniform").pvalue > 0.01
+    assert place_of(states, 1.5 * states + change).chances_if_shared[0] < 0.001
+    assert replace(place, norm_is_pinned=True).chances_if_shared is None
+
+
 def test_the_null_is_too_large_at_80_degrees():
     """Where the cosine is small, it varies by a part of itself, which the secant magnifies."""
     generator = np.random.default_rng(0)
