@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, TypeGuard, TypeVar
 
 from road_interp.errors import InputError
@@ -66,6 +67,12 @@ def check_positive(function: str, name: str, value: Any) -> None:
         raise InputError(f"{function}: {name} must be a number above 0, not {value!r}") from None
     if not is_positive:
         raise InputError(f"{function}: {name} must be above 0, not {float(value):g}")
+
+
+def check_not_negative(function: str, name: str, value: Any) -> None:
+    """Raise InputError unless `value`, the argument `name`, is a finite number of at least 0."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < math.inf:
+        raise InputError(f"{function}: {name} must be a finite number of at least 0, not {value!r}")
 
 
 def lone_surrogate(text: str) -> str:

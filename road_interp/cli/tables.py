@@ -198,9 +198,10 @@ def sizes(reports: Sequence[SizeReport]) -> Table:
     title = "trained values in percent of the model (* at least 0.1), MB of a bank of 1,000 adapters in fp32, LoRA of rank 8"
     table = _titled(title)
     for column in ("model and sites", "variant", "values", "%", "MB", "LoRA"):
-        table.add_column(column, justify="left" if column in ("model and sites", "variant") else "right", no_wrap=True)
+        is_text = column in ("model and sites", "variant")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=column != "model and sites")
     for report in reports:
-        table.add_row(report.model)
+        table.add_row(readable_name(report.model))
         for each in report.sizes:
             percent = f"{each.percent:.4f}{'*' if each.percent >= 0.1 else ' '}"
             lora = "" if each.lora is None else f"{each.lora:,}"

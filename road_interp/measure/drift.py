@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -294,7 +295,14 @@ def drift(
         raise InputError("there are no texts to compare states on")
     if texts < 2:
         raise InputError("measure.drift needs two texts at least: its intervals are over texts")
-    return _report(sides, _over_processes(sums), token)
+    report = _report(sides, _over_processes(sums), token)
+    if token == "first" and all(len({*place.points}) == 1 and place.angle[0] > 0 for place in report.places):
+        warnings.warn(
+            f"the state of the first token changes alike in all {report.texts} texts, as that of a BOS token does, so that "
+            "intervals over texts say nothing: give token='last' for a causal model",
+            stacklevel=2,
+        )
+    return report
 
 
 def _check_models(base: Any, tuned: Any) -> None:

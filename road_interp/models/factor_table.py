@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
 
 from road_interp.adapters.joined_names import BASE
 from road_interp.models.request_adapter import RequestAdapter
-from road_interp.models.row_selection import RowSelection
+from road_interp.models.row_selection import RowSelection, strength_key
 from road_interp.rotation.plane_maps import PlaneMaps
 
 IDENTITY = 0  # the row without a rotation
@@ -75,12 +75,12 @@ class FactorTable:
         return PlaneMaps(a[:, columns][rows].view(shape), None if b is None else b[:, columns][rows].view(shape))
 
     def _kind(self, adapter: RequestAdapter) -> Hashable:
-        strength, bank = adapter.strength, self._selection.bank
+        bank = self._selection.bank
         revisions: tuple[int, ...] = ()
         if bank is not None:
             name = self._selection.only_name() if adapter.adapter_name is None else adapter.adapter_name
             revisions = tuple(bank.revision(each) for each in self._selection.members(name) if each != BASE)
-        return (*adapter[:2], revisions, tuple(sorted(strength.items())) if isinstance(strength, Mapping) else strength)
+        return (*adapter[:2], revisions, strength_key(adapter.strength))
 
     @property
     def _may_change(self) -> bool:

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from road_interp.arguments import check_count, check_positive, is_whole
+from road_interp.arguments import check_count, check_not_negative, check_positive, is_whole
 from road_interp.errors import InputError
 from road_interp.models import mib_format
-from road_interp.models.intervention import keep_float32
+from road_interp.models.intervention import keep_float32, state_width
 from road_interp.models.seeding import generator_of
 from road_interp.models.subspace_interchange import SubspaceInterchange
 from road_interp.models.subspaces import as_lists, check_partition, entries_of, same_form, selected_entries
@@ -74,9 +74,11 @@ class RoadInterchangeIntervention(SubspaceInterchange):
                 "RoadInterchangeIntervention swaps rows, not trained directions: give rows, the coordinates to swap, or use "
                 "LowRankInterchangeIntervention"
             )
-        super().__init__(embed_dim, **kwargs)
-        self.width = Site("intervention", embed_dim // max_number_of_units).width
+        width = Site("intervention", state_width("RoadInterchangeIntervention", embed_dim, max_number_of_units)).width
         check_count("RoadInterchangeIntervention", "depth", depth)
+        check_not_negative("RoadInterchangeIntervention", "spread", spread)
+        super().__init__(embed_dim, **kwargs)
+        self.width = width
         self.depth = depth
         generator = generator_of(seed)
         self.theta = nn.Parameter(spread * torch.randn(depth, self.width // 2, generator=generator, dtype=torch.float32))

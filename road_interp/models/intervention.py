@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from road_interp.arguments import is_whole
+from road_interp.arguments import check_count, is_whole
 from road_interp.errors import InputError, did_you_mean
 from road_interp.models.subspaces import entries_of_rows, expanded_parts
 from road_interp.rotation import plane_maps
@@ -71,14 +71,13 @@ class RoadIntervention(
                 "Pass an instance, as in {'component': 'encoder.layer[0].output.output', 'intervention': RoadIntervention(768)}, "
                 "or latent_dim in a config of types"
             )
-        if not is_whole(embed_dim):
-            raise InputError(f"RoadIntervention: embed_dim is the width of the hidden state, a whole number, not {embed_dim!r}")
+        whole = state_width("RoadIntervention", embed_dim, max_number_of_units)
         plane_maps.check_variant(variant)
         parts = expanded_parts(subspace_partition)
         super().__init__(embed_dim=embed_dim, keep_last_dim=True, **kwargs)
         self.subspace_partition = parts
         self._made_by_pyvene = "component" in kwargs  # from a config of types, which cannot contain a variant
-        self._whole = embed_dim // max_number_of_units
+        self._whole = whole
         self._take_form(variant, group_size, output_slice)
         self.row_maps: PlaneMaps | None = None
 
@@ -172,6 +171,16 @@ class RoadIntervention(
 
     def __str__(self) -> str:
         return f"RoadIntervention(variant={self.variant}, group_size={self.group_size})"
+
+
+def state_width(intervention: str, embed_dim: object, max_number_of_units: object) -> int:
+    """The width of the states of an intervention. Raises InputError for an `embed_dim` that its units do not divide."""
+    if not is_whole(embed_dim):
+        raise InputError(f"{intervention}: embed_dim is the width of the hidden state, a whole number, not {embed_dim!r}")
+    check_count(intervention, "max_number_of_units", max_number_of_units)
+    if embed_dim % (units := int(max_number_of_units)):  # type: ignore[call-overload]
+        raise InputError(f"{intervention}: embed_dim {embed_dim} cannot be divided into max_number_of_units={units} equal states")
+    return embed_dim // units
 
 
 def check_keywords(intervention: type[nn.Module], keywords: Mapping[str, Any]) -> None:

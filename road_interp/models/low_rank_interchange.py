@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from road_interp.arguments import is_whole
 from road_interp.errors import InputError
 from road_interp.models import mib_format
-from road_interp.models.intervention import keep_float32
+from road_interp.models.intervention import keep_float32, state_width
 from road_interp.models.seeding import generator_of
 from road_interp.models.subspace_interchange import SubspaceInterchange
 from road_interp.models.subspaces import as_lists, check_partition, entries_of, same_form, selected_entries
@@ -55,11 +55,12 @@ class LowRankInterchangeIntervention(SubspaceInterchange):
             raise InputError(
                 "LowRankInterchangeIntervention has trained directions, not rows: give low_rank_dimension, their number"
             )
+        width = state_width("LowRankInterchangeIntervention", embed_dim, max_number_of_units)
         super().__init__(embed_dim, **kwargs)
         if low_rank_dimension is None and not self._made_by_pyvene:
             raise InputError("LowRankInterchangeIntervention needs low_rank_dimension, the number of directions")
         self._has_rank = low_rank_dimension is not None
-        width, rank = embed_dim // max_number_of_units, 1 if low_rank_dimension is None else low_rank_dimension
+        rank = 1 if low_rank_dimension is None else low_rank_dimension
         if not is_whole(rank) or not 1 <= rank <= width:
             raise InputError(f"low_rank_dimension must be a number of directions from 1 to the width {width}, not {rank!r}")
         generator = generator_of(seed)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from road_interp.adapters.bank import RoadBank
@@ -17,6 +20,7 @@ class MergeState:
     def __init__(self, model: nn.Module) -> None:
         self._before = merged_rotations(model)
         self._weights: MergedWeights | None = None
+        self._adapter: RoadAdapter | None = None
         self._of_bank: tuple[str, int] | None = None  # name and revision of the merged adapter
 
     @property
@@ -26,25 +30,46 @@ class MergeState:
 
     def merge(self, model: PreTrainedModel, adapter: RoadAdapter, of_bank: tuple[str, int] | None) -> None:
         """Rotate the weights. Raises the errors of `MergedWeights`."""
-        self._weights = MergedWeights(model, adapter)
+        self._weights, self._adapter = MergedWeights(model, adapter), adapter
         self._of_bank = of_bank
 
     def unmerge(self) -> None:
         """Restore the weights from before `merge`; does nothing if they are not merged. Raises the errors of `restore`."""
         if self._weights is not None:
             self._weights.restore()
-        self._weights = None
+        self._weights = self._adapter = None
 
-    def check(self, model: nn.Module, bank: RoadBank | None) -> None:
-        """Raise InputError if another RoadModel has merged rotations into the model, or restored it, since this was made, or if
-        the bank has got another adapter in place of that which is merged."""
-        if bank is not None and self._weights is not None and self._of_bank is not None:
-            name, revision = self._of_bank
-            if name in bank and bank.revision(name) != revision:
+    def check(self, model: nn.Module, bank: RoadBank | None, parameters: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Raise InputError if the rotations of the weights are not those of the model.
+
+        Another RoadModel has merged rotations into the model, or restored it, since this was made; the bank has got another
+        adapter in place of the merged one; or its angles or scales have changed.
+
+        Args:
+            parameters: angles and scales of the model by site; none for a bank.
+        """
+        if bank is not None and self._of_bank is not None and self.is_merged and (name := self._of_bank[0]) in bank:
+            if bank.revision(name) != self._of_bank[1]:
                 raise InputError(f"adapter '{name}' was replaced since it was merged: call unmerge, and merge it again")
+            if bank.is_trainable:
+                adapter = bank[name]
+                self._check_values({site: (theta, adapter.alpha[site]) for site, theta in adapter.theta.items()})
+        self._check_values(parameters)
         own = [] if self._weights is None else self._weights.names
         if merged_rotations(model) != sorted([*self._before, *own]):
             raise InputError(
                 "the weights of the base model have changed: another RoadModel has merged its rotations into them, or unmerged "
                 "them, since this one was made. Make this RoadModel again for the weights as they are"
             )
+
+    def _check_values(self, parameters: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Raise InputError for other angles and scales than those that are merged."""
+        if self._adapter is None:
+            return
+        for site, values in parameters.items():
+            merged = self._adapter.theta[site], self._adapter.alpha[site]
+            if not all(torch.equal(value.detach().to(same), same) for value, same in zip(values, merged, strict=True)):
+                raise InputError(
+                    f"the angles or scales of '{site}' have changed since they were merged, and the weights have not: call "
+                    "unmerge, and merge again"
+                )

@@ -644,10 +644,12 @@ class RoadModel(PyveneModel):
                     intervention.row_maps = None
 
     def _check_weights(self) -> None:
-        """Raise InputError if the weights are not as this model left them, or the bank has got adapters of another model or in
-        place of the merged one."""
+        """Raise InputError if the weights are not as this model left them, the bank has got adapters of another model, or what is
+        merged was replaced or has changed."""
         self._check_bank()
-        self._merging.check(self.model, self.bank)
+        own = self.by_site() if self.is_merged and self.bank is None else ()
+        parameters = {site.name: (intervention.theta, intervention.alpha) for site, intervention in own}
+        self._merging.check(self.model, self.bank, parameters)
 
     def _check_bank(self) -> None:
         """Raise InputError for adapters of another model, of which a bank may know only once it has read them."""

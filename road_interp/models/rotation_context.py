@@ -330,7 +330,7 @@ class RotationContext:
         """Whether a submodule was called directly, and not by the model or by a backward pass."""
         return self._thread.current.depth == 0 and not is_backward()
 
-    def _selection(self, site: Site, tracing: bool) -> Selection:
+    def _tokens(self, site: Site, tracing: bool) -> Selection:
         """The tokens that the current pass rotates. The backward pass may run in a thread of its own, without a forward pass."""
         if tracing:
             return self._last
@@ -366,7 +366,7 @@ class RotationContext:
                 self._rotated_any = True
             if not tracing and not torch.is_grad_enabled() and self._thread.current.trains:
                 self._check_differentiable(index)
-            selection = EVERY_TOKEN if always else self._selection(site, tracing)
+            selection = EVERY_TOKEN if always else self._tokens(site, tracing)
             if not selection.rotates:
                 return output
             if owned and whole and selection.mask is None and not tracing and not torch.is_grad_enabled():

@@ -111,7 +111,7 @@ class RowSelection(NamedTuple):
             return whole
         exponents = self._exponents(strengths)
         names = [None] * len(strengths) if adapter_names is None else adapter_names
-        kinds = [(name, _hashable(strength)) for name, strength in zip(names, strengths, strict=True)]
+        kinds = [(name, strength_key(strength)) for name, strength in zip(names, strengths, strict=True)]
         return whole.to_strengths(exponents, kinds)
 
     def _of_names(self, adapter_names: Sequence[str] | None, bank_maps: BankMaps) -> Coefficients:
@@ -142,7 +142,10 @@ class RowSelection(NamedTuple):
         return [exponents.to(device) for exponents, device in zip(found, self.rotations.devices, strict=True)]
 
 
-def _hashable(strength: float | Mapping[str, float]) -> Hashable:
+def strength_key(strength: float | Mapping[str, float] | None) -> Hashable:
+    """A strength, or strengths by name, in a form that can be compared; None stays None."""
+    if strength is None:
+        return None
     return tuple(sorted(strength.items())) if isinstance(strength, Mapping) else float(strength)
 
 

@@ -61,14 +61,6 @@ def columns(theta: Float[Tensor, "depth planes"], rows: Int[Tensor, " k"]) -> Fl
     return inverse(theta, selected.scatter(1, rows.unsqueeze(1), 1.0)).T
 
 
-def order(width: int, level: int) -> Int[Tensor, " width"]:
-    """The order of the dimensions at `level` (counted from 0) if all earlier angles are 0; the level pairs adjacent entries."""
-    dimensions = torch.arange(width)
-    for _ in range(level):
-        dimensions = _riffle(dimensions)
-    return dimensions
-
-
 def _riffle(states: Tensor) -> Tensor:
     """Interleave the two halves of the last axis."""
     return states.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)

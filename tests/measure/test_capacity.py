@@ -19,14 +19,15 @@ def report(score, family="LoRA, rank", seeds=()):
 
 
 def test_seeds_go_together_and_their_spread_widens_the_interval():
-    one, close, far = (
+    one, two, close, far = (
         CapacityReport.over_seeds([report(score) for score in scores]).points[0]
-        for scores in ((0.8,), (0.79, 0.8, 0.81), (0.6, 0.8, 1.0 - 0.02))
+        for scores in ((0.8,), (0.79, 0.81), (0.79, 0.8, 0.81), (0.6, 0.8, 1.0 - 0.02))
     )
     assert one.scores == (pytest.approx(0.81),)
     assert close.scores == pytest.approx((0.80, 0.81, 0.82))
     widths = [point.interval[1] - point.interval[0] for point in (one, close, far)]
     assert 0.06 < widths[0] < widths[1] < 0.12 < widths[2]
+    assert two.interval[1] - two.interval[0] > 0.2  # two seeds say little of their spread
     assert close.interval[0] < close.mean < close.interval[1]
 
 

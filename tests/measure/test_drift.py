@@ -6,6 +6,7 @@ import copy
 import gc
 import json
 import pickle
+import warnings
 from dataclasses import replace
 from functools import reduce
 from importlib import import_module
@@ -202,6 +203,19 @@ def test_a_pure_rotation_is_below_the_null_and_a_pure_scaling_has_none():
     assert place_of(states, turned).over_null == pytest.approx((0, 0, 0), abs=1e-12)
     assert place_of(states, 2 * states).over_null is None
     assert place_of(states, -turned).null is None
+
+
+def test_texts_that_all_begin_with_the_same_token_are_warned_of():
+    """Behind a BOS token the first state of a causal model is that of the token, whatever the text."""
+    base, batch = tiny_model("Llama"), token_batch(4)
+    tuned = RoadModel(base, random_adapter(find_sites(base, "all-linear")))
+    batch["input_ids"][:, 0] = 1
+    with pytest.warns(UserWarning, match="the first token changes alike in all 4 texts, .* give token='last' for a causal model"):
+        measure.drift(base, tuned, [batch], "first", **NAMES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measure.drift(base, tuned, [batch], "last", **NAMES)
+        measure.drift(base, base, [batch], "first", **NAMES)
 
 
 def test_length_against_turn_by_hand():

@@ -49,6 +49,18 @@ def test_overlap_and_angle_between_maps():
         InterferenceReport.over_seeds([opposite, opposite])
 
 
+def test_the_overlap_is_of_the_most_rotated_tenth_of_the_planes():
+    """Of 80 planes these are eight, of which the adapters share four; of the others, all rotated alike, they share all."""
+    first, second = RoadAdapter.identity(SITES), RoadAdapter.identity(SITES)
+    for adapter, largest in ((first, slice(0, 8)), (second, slice(4, 12))):
+        for theta in adapter.theta.values():
+            theta[:] = 0.1
+        adapter.theta[SITES[0].name][largest] = -1.0
+    assert sum(values.numel() for values in first.theta.values()) == 80
+    found = measure.interference({"a": first, "b": second}, {}, model="m", seed=0)
+    assert found.overlap[0][1] == found.overlap[1][0] == 0.5
+
+
 def test_outcomes_of_an_unknown_adapter_are_refused():
     for correct in ({"c": {NOTHING: (True,)}}, {"a": {NOTHING: (True,), "c": (True,)}}):
         with pytest.raises(InputError, match="has outcomes of 'c', which is not one of the adapters"):

@@ -48,6 +48,17 @@ def test_seeds_that_differ_widen_the_interval():
     assert width(apart, 3) > 2 * width(alike, 3)
 
 
+def test_seeds_and_examples_that_both_vary_add_their_variances():
+    """Effects that are added, without a residual: the degrees of freedom are Satterthwaite's of two variances."""
+    seeds, examples = np.array([-0.1, 0.0, 0.1]), np.tile([-0.2, 0.2], 20)
+    of_seeds, of_examples = seeds.var(ddof=1) / 3, examples.var(ddof=1) / 40
+    variance = of_seeds + of_examples
+    freedom = variance**2 / (of_seeds**2 / 2 + of_examples**2 / 39)
+    half = stats.t.ppf(0.975, freedom) * variance**0.5
+    found = mean_over_seeds((0.3 + seeds[:, None] + examples).ravel(), 3, paired=True)
+    assert found == pytest.approx((0.3, 0.3 - half, 0.3 + half))
+
+
 def test_rates_of_zero_and_one_are_not_certain():
     assert mean_over_seeds(np.zeros(3 * 256, bool), 3) == (0, 0, pytest.approx(0.0148, abs=1e-4))
     assert mean_over_seeds(np.ones(256, bool), 1) == (1, pytest.approx(0.985, abs=1e-3), 1)

@@ -259,6 +259,20 @@ def test_the_table_keeps_its_size_when_kinds_of_requests_come_and_go(monkeypatch
     assert again == [alone(model, [[5, 6, 7]])[0]] * 3
 
 
+def test_adapters_that_come_and_go_in_a_small_table_keep_their_rotations(monkeypatch):
+    """A row of the table that another adapter gets is no longer that of the adapter before."""
+    monkeypatch.setattr(factor_table, "ROWS", 4)
+    base = tiny_model("Llama", "causal-lm")
+    sites = find_sites(base, "block-output")
+    model = RoadModel(base, RoadBank({name: random_adapter(sites, seed=seed) for seed, name in enumerate("abcdefgh")}))
+    names = [*"abcdefgh", *"aceg", "h"]
+    with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as engine:
+        found = [engine.result(engine.add([5, 6, 7], name)).generated_tokens for name in names]
+    expected = dict(zip("abcdefgh", alone(model, [[5, 6, 7]] * 8, adapter_names=[*"abcdefgh"]), strict=True))
+    assert found == [expected[name] for name in names]
+    assert len({*map(tuple, expected.values())}) > 4
+
+
 def test_rows_of_requests_in_flight_are_not_given_away(monkeypatch):
     monkeypatch.setattr(factor_table, "ROWS", 3)
     table = FactorTable(road_model()._selection)

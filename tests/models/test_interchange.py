@@ -210,6 +210,26 @@ def test_in_pyvene_as_a_type_with_several_positions_and_subspaces():
     assert changed[:, 1:3].any(1).tolist() == [True, False, True]
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RoadInterchangeIntervention(8, spread=float("nan")), "spread must be a finite number of at least 0, not nan"),
+        (lambda: RoadInterchangeIntervention(8, spread="a"), "spread must be a finite number of at least 0, not 'a'"),
+        (lambda: RoadInterchangeIntervention("8"), "embed_dim is the width of the hidden state, a whole number, not '8'"),
+        (lambda: LowRankInterchangeIntervention(8.0, 2), "embed_dim is the width of the hidden state, a whole number, not 8.0"),
+        (
+            lambda: RoadInterchangeIntervention(8, max_number_of_units=0),
+            "max_number_of_units must be a whole number of at least 1",
+        ),
+        (lambda: LowRankInterchangeIntervention(8, 2, max_number_of_units=3), "embed_dim 8 cannot be divided into .*=3 equal"),
+        (lambda: RoadIntervention(32, max_number_of_units=3), "embed_dim 32 cannot be divided into .*=3 equal"),
+    ],
+)
+def test_widths_units_and_spreads_are_checked(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
 @pytest.mark.parametrize("made", [interchange(1), LowRankInterchangeIntervention(WIDTH, 4)])
 def test_states_of_a_source_without_the_axis_of_tokens(made):
     """As many rows as tokens: torch would give token i of every row the state of source i."""

@@ -106,13 +106,14 @@ def test_weights_are_restored_after_changes_that_were_undone(dtype, alpha):
     model.unmerge()
 
 
-def test_a_bias_that_has_changed_since_is_not_overwritten():
+@pytest.mark.parametrize("change", [0.1, -0.1])
+def test_a_bias_that_has_changed_since_is_not_overwritten(change):
     base = tiny_model("GPT2", "causal-lm")
     model = RoadModel(base, random_adapter(find_sites(base, "mlp.c_fc")))
     model.merge()
     bias = base.transformer.h[1].mlp.c_fc.bias
     with torch.no_grad():
-        bias += 0.1
+        bias += change
     changed = bias.clone()
     with pytest.raises(InputError, match="the bias of 'transformer.h.1.mlp.c_fc' has changed since it was rotated"):
         model.unmerge()
@@ -185,6 +186,28 @@ def test_an_adapter_that_changes_while_it_is_merged_is_told():
     single.merge()
     with pytest.raises(InputError, match="the rotations are merged, and other angles would not change the weights"):
         single.load_state_dict(other.state_dict())
+
+
+def test_angles_that_change_while_they_are_merged_are_told():
+    """As those of an optimizer's step would, which the merged weights do not follow."""
+    batch = token_batch()
+    single, bank = road_model(), bank_model("ab")
+    single.merge()
+    parameters = bank.bank.trainable()
+    bank.merge("b")
+    for model, parameter in ((single, next(single.by_site())[1].alpha), (bank, parameters["b"][0])):
+        model(base=batch)
+        if model is bank:  # the other adapter is not merged
+            parameters["a"][0].data.add_(0.5)
+            model(base=batch)
+        parameter.data.add_(0.5)
+        with pytest.raises(InputError, match="of '.*' have changed since they were merged, and the weights have not"):
+            model(base=batch)
+        model.unmerge()
+        names = None if model is single else ["b"] * 3
+        expected = model(base=batch, adapter_names=names)[1].logits
+        torch.testing.assert_close(model.merge(names and "b")(**batch).logits, expected, rtol=0, atol=1e-5)
+        model(base=batch)
 
 
 def test_sites_that_cannot_be_merged_are_refused():

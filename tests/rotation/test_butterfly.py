@@ -45,12 +45,11 @@ def test_full_depth_of_known_widths():
     assert [butterfly.full_depth(width) for width in (2, 4, 384, 576, 2048)] == [1, 2, 9, 10, 11]
 
 
-@pytest.mark.parametrize("level", [0, 1, 3])
-def test_order_is_the_permutation_of_a_level_when_all_angles_are_zero(level):
-    hidden = torch.arange(10.0)
-    assert butterfly.order(10, 0).tolist() == list(range(10))
-    assert butterfly.order(10, 1).tolist() == [0, 5, 1, 6, 2, 7, 3, 8, 4, 9]
-    assert torch.equal(butterfly.rotate(torch.zeros(level + 1, 5), hidden), hidden[butterfly.order(10, level)])
+def test_levels_without_angles_interleave_the_halves():
+    order = list(range(10))
+    for level in range(4):
+        assert butterfly.rotate(torch.zeros(level + 1, 5), torch.arange(10.0)).tolist() == order
+        order = [order[place] for place in (0, 5, 1, 6, 2, 7, 3, 8, 4, 9)]
 
 
 def test_columns_are_rows_of_the_matrix():
