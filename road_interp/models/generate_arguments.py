@@ -98,14 +98,21 @@ def check_generation(model: PreTrainedModel, inputs: Mapping[str, Any], by_row: 
         )
 
 
-def check_passes(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
-    """Raise InputError for settings with which pyvene's unit_locations would be other tokens.
+def check_locations(model: PreTrainedModel, inputs: Mapping[str, Any], unit_locations: Any, intervene_on_prompt: bool) -> None:
+    """Raise InputError where pyvene's arguments leave open which tokens are rotated, or settings make them others.
 
-    It takes the first pass for the prompt, and tokens of every later one for those of a generated token.
+    pyvene takes the first pass for the prompt, and tokens of every later one for those of a generated token.
 
     Args:
         inputs: all arguments of `generate`, by name.
     """
+    if unit_locations is None:
+        if not intervene_on_prompt:
+            raise InputError(
+                "generate with pyvene's arguments and without unit_locations rotates the generated tokens only: give "
+                "unit_locations={'base': 0} if that is meant, or intervene_on_prompt=True for every token"
+            )
+        return
     known = {"use_cache": (None, True), "prefill_chunk_size": (None,), "prompt_lookup_num_tokens": (None,)}
     found = {name: generation_setting(model, inputs, name) for name in known}
     other = {name: value for name, value in found.items() if value not in known[name]}
@@ -119,10 +126,11 @@ def check_passes(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
         )
 
 
-def copies_of_rows(model: PreTrainedModel, inputs: Mapping[str, Any]) -> int:
-    """How many rows of every pass `generate` makes of one row of the batch: its beams, or else its sequences."""
+def copied_subspaces(model: PreTrainedModel, inputs: Mapping[str, Any], subspaces: Any) -> Any:
+    """pyvene's `subspaces`, with those of a row of the batch for every row that `generate` makes of it in a pass."""
     beams, sequences = (generation_setting(model, inputs, name) or 1 for name in ("num_beams", "num_return_sequences"))
-    return int(beams if beams > 1 else sequences)
+    copies = int(beams if beams > 1 else sequences)
+    return [rows and [row for row in rows for _ in range(copies)] for rows in subspaces]
 
 
 def _moves_rows(model: PreTrainedModel, inputs: Mapping[str, Any]) -> str | None:

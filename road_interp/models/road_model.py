@@ -36,10 +36,10 @@ from road_interp.models.continuous_batching import ContinuousBatching, Prompt, c
 from road_interp.models.forward_wrapper import CallScope, Wrappers
 from road_interp.models.generate_arguments import (
     check_generation,
-    check_passes,
+    check_locations,
     compiles_generation,
     complete_config,
-    copies_of_rows,
+    copied_subspaces,
 )
 from road_interp.models.gradient_checkpointing import checkpoints_gradients
 from road_interp.models.head_inputs import contiguous_head_inputs
@@ -264,16 +264,9 @@ class RoadModel(PyveneModel):
             if output_original_output:
                 check_new_cache(inputs)
             with self._rows_in_interventions(rows, base):
-                if unit_locations is None and not intervene_on_prompt:
-                    raise InputError(
-                        "generate with pyvene's arguments and without unit_locations rotates the generated tokens only: give "
-                        "unit_locations={'base': 0} if that is meant, or intervene_on_prompt=True for every token"
-                    )
-                if unit_locations is not None:
-                    check_passes(self.model, inputs)
+                check_locations(self.model, inputs, unit_locations, intervene_on_prompt)
                 if subspaces is not None:
-                    copies = copies_of_rows(self.model, inputs)
-                    subspaces = [rows and [row for row in rows for _ in range(copies)] for rows in subspaces]
+                    subspaces = copied_subspaces(self.model, inputs, subspaces)
                 return super().generate(
                     base, sources, unit_locations, source_representations, intervene_on_prompt, subspaces,
                     output_original_output, intervention_additional_kwargs, **kwargs,

@@ -430,7 +430,7 @@ def test_locations_of_generated_tokens_need_passes_of_one_token(setting):
 def test_several_generated_tokens_in_one_pass_have_no_locations(monkeypatch):
     """As of a model that ignores use_cache."""
     model, batch = road_model(target_modules="block-output"), token_batch(1)
-    monkeypatch.setattr("road_interp.models.road_model.check_passes", lambda *given: None)
+    monkeypatch.setattr("road_interp.models.road_model.check_locations", lambda *given: None)
     with pytest.raises(InputError, match="unit_locations are those of one generated token, but generate computed 8 in one pass"):
         model.generate(batch, unit_locations={"base": 0}, use_cache=False, **GREEDY)
 
