@@ -41,8 +41,8 @@ def rows(study: str, results: Path) -> dict[str, str]:
 
 
 def drop_zero(text: str) -> str:
-    """The text with ".5" for "0.5", and ".00" for "-0.00" but at the low end of an interval that holds 0."""
-    return re.sub(r"(?<!\[)-(\.0+)(?!\d)", r"\1", re.sub(r"(?<![\d.])0\.(?=\d)", ".", text))
+    """The text with ".5" for "0.5", and ".00" for "-0.00" but at an end of an interval, where the sign says whether it holds 0."""
+    return re.sub(r"(?<!\[)-(\.0+)(?![\d\]])", r"\1", re.sub(r"(?<![\d.])0\.(?=\d)", ".", text))
 
 
 def one_line(text: str) -> str:

@@ -74,6 +74,7 @@ def test_every_key_of_a_recipe_has_a_meaning(generate):
         ("0.50 and 10.5", ".50 and 10.5"),
         ("-0.00 [-0.004, 0.000]", ".00 [-.004, .000]"),
         ("0.03 [-0.00, 0.05]", ".03 [-.00, .05]"),
+        ("-0.02 [-0.03, -0.00]", "-.02 [-.03, -.00]"),  # below 0
     ],
 )
 def test_numbers_below_one_are_shown_as_the_paper_does(generate, text, shown):
