@@ -41,7 +41,7 @@ def rows(study: str, results: Path) -> dict[str, str]:
 
 
 def drop_zero(text: str) -> str:
-    """The text with ".5" for "0.5", and ".00" for "-0.00" but at an end of an interval, where the sign says whether it holds 0."""
+    """The text with ".5" for "0.5", and ".00" for "-0.00" but at an end of an interval, whose sign says whether it holds 0."""
     return re.sub(r"(?<!\[)-(\.0+)(?![\d\]])", r"\1", re.sub(r"(?<![\d.])0\.(?=\d)", ".", text))
 
 
