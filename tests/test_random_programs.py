@@ -282,10 +282,18 @@ class Programs(RuleBasedStateMachine):
     @precondition(lambda self: self.kind != "bank")
     @rule(seed=st.integers(20, 29))
     def change_parameters(self, seed):
+        """Merged weights do not follow them, so that the next call is an error."""
         torch.manual_seed(seed)
+        parameters = [each for each in self.model.parameters() if each.requires_grad]
+        before = [each.detach().clone() for each in parameters]
         with torch.no_grad():
-            for parameter in (p for p in self.model.parameters() if p.requires_grad):
+            for parameter in parameters:
                 parameter.add_(0.05 * torch.randn_like(parameter))
+            if self.merged:
+                with pytest.raises(InputError, match="have changed since they were merged"):
+                    self.model(base=INPUTS)
+                for parameter, values in zip(parameters, before, strict=True):
+                    parameter.copy_(values)
         self.adapters["a"] = self.model.adapter
 
     @precondition(lambda self: self.is_free() and not self.hooks)
