@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+gc.disable()  # during imports and collection, which take a third longer with it
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -35,8 +36,9 @@ def freeze():
 
 
 def pytest_collection_finish(session):
-    """Freeze what imports and collection made."""
+    """Freeze what imports and collection made, and collect from here on."""
     freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="module")

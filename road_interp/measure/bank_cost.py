@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from dataclasses import dataclass
 
@@ -65,7 +64,6 @@ def bank_cost(adapters: int = 10_000, progress: Progress = silent) -> BankCostRe
     bank = RoadBank({"first": drawn[0]})
     seconds = []
     with gc_paused():
-        gc.collect()
         before = psutil.Process().memory_info().rss
         for number in range(adapters):
             if number % 100 == 0:

@@ -81,9 +81,9 @@ def synchronize(model: PreTrainedModel) -> None:
 def gc_paused() -> Iterator[None]:
     """Disable automatic garbage collection during measurements, and exclude existing objects from explicit collections.
 
-    A collection that the caller has disabled stays so.
+    A collection that the caller has disabled stays so, and so do objects that the caller has frozen.
     """
-    was_enabled = gc.isenabled()
+    was_enabled, had_frozen = gc.isenabled(), gc.get_freeze_count() > 0
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -92,4 +92,5 @@ def gc_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-        gc.unfreeze()
+        if not had_frozen:
+            gc.unfreeze()

@@ -9,9 +9,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import rcParams
 from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle
 from matplotlib.projections.polar import PolarAxes
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 
 from road_interp.arguments import check_count
@@ -67,7 +68,7 @@ def planes(report: AngleReport, ax: Axes | None = None, count: int = 8) -> Axes:
     largest, (wide, high) = report.most_rotated(count), (3.6, 3.9)
     width = rcParams["figure.figsize"][0] if ax is None else width_of(ax)
     captions = [_caption(*each) for each in largest]
-    widest = max(TextPath((0, 0), line, size=SMALLEST).get_extents().width / 72 for each in captions for line in each.split("\n"))
+    widest = max(_inches(line) for each in captions for line in each.split("\n"))
     columns = min(4, len(largest), max(1, int(width / max(PLANE, 1.15 * widest))))  # also at other resolutions
     rows = -(-len(largest) // columns)
     ax = prepared(ax, height=TITLE + rows * high / wide * width / columns)
@@ -87,6 +88,11 @@ def planes(report: AngleReport, ax: Axes | None = None, count: int = 8) -> Axes:
     fit_width(ax.texts, 0.94 * width / columns * ax.figure.dpi)
     ax.set_title(f"The {len(largest)} most rotated planes: before (grey) and after")
     return ax
+
+
+def _inches(text: str) -> float:
+    """Width of a line in the smallest type."""
+    return text_to_path.get_text_width_height_descent(text, FontProperties(size=SMALLEST), ismath=False)[0] / 72
 
 
 def _caption(site: SiteAngles, plane: int, angle: float, magnitude: float) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,25 +87,22 @@ def test_an_adapter_is_not_saved_into_the_folder_of_a_run(tmp_path):
 def test_an_interrupted_save_leaves_a_valid_adapter(tmp_path, moment):
     old, new = random_adapter(SITES, seed=1), random_adapter(SITES, seed=2)
     old.save(tmp_path / "adapter")
-    new.save(tmp_path / "new")
-    script = f"""
-import os, signal, pathlib
 
-from road_interp.adapters.road_adapter import RoadAdapter
-moment, real, calls = {moment!r}, os.replace, 0
-def replace(*paths):
-    global calls
-    calls += 1
-    if (moment, calls) in (("before the tensors", 1), ("before the description", 2)):
+    def killed() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
-    real(*paths)
-os.replace = replace
-if moment == "before the old file is removed":
-    pathlib.Path.unlink = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
-RoadAdapter.load({str(tmp_path / "new")!r}).save({str(tmp_path / "adapter")!r})
-"""
-    finished = subprocess.run([sys.executable, "-c", script], env={**os.environ}, check=False)
-    assert finished.returncode == -signal.SIGKILL
+
+    def save_until_the_moment() -> None:
+        replaced, real = itertools.count(1), os.replace
+        last = {"before the tensors": 1, "before the description": 2}.get(moment)
+        os.replace = lambda *paths: killed() if next(replaced) == last else real(*paths)
+        if moment == "before the old file is removed":
+            Path.unlink = lambda *_, **__: killed()
+        new.save(tmp_path / "adapter")
+
+    saving = multiprocessing.get_context("fork").Process(target=save_until_the_moment)
+    saving.start()
+    saving.join()
+    assert saving.exitcode == -signal.SIGKILL
     expected = new if moment == "before the old file is removed" else old
     assert torch.equal(RoadAdapter.load(tmp_path / "adapter").theta["a.query"], expected.theta["a.query"])
 

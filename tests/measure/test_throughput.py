@@ -59,6 +59,17 @@ def test_garbage_collection_is_as_before_the_measurement(enabled):
         gc.enable()
 
 
+def test_frozen_objects_are_as_before_the_measurement():
+    gc.unfreeze()
+    with gc_paused():
+        assert gc.get_freeze_count()
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    with gc_paused():
+        pass
+    assert gc.get_freeze_count()
+
+
 @pytest.mark.slow
 def test_every_method_is_timed_at_every_task(report):
     assert report.of("forward", "bare").ratios == (1.0, 1.0)
