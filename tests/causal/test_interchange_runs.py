@@ -276,6 +276,14 @@ def test_an_interchange_that_gives_no_numbers_is_not_measured(tokenizer):
         interchange_accuracy(runs, broken, "broken")
 
 
+def test_answers_that_are_equally_likely_are_not_swapped(tokenizer):
+    model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
+    torch.nn.init.zeros_(model.lm_head.weight)
+    found = interchange_accuracy(InterchangeRuns(model, ragged_pairs(tokenizer), 1, "who"), full_swap, "full swap")
+    assert found.outcomes == (False, False, False)
+    assert (found.accuracy, found.flipped, found.log_odds) == (0, 0, 0)
+
+
 def test_effective_parameters_in_inference_mode_and_no_training_there(tokenizer):
     model = tiny_model("Llama", "causal-lm", vocab_size=len(tokenizer))
     runs, stack = InterchangeRuns(model, ragged_pairs(tokenizer), 1, "who"), RoadInterchangeIntervention(32, depth=3)
