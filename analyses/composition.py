@@ -74,6 +74,8 @@ def conditions() -> dict[str, Condition]:
         f"planes_coact-{p:g}": Condition(f"planes, co-activation {p:g}", (coact(p),), seeds=None if p == 0.5 else 1)
         for p in (0.5, 0)
     }
+    name = "planes, co-activation 0, tokens of the other task left out"
+    found["planes_coact-0_others-left-out"] = Condition(name, (coact(0),), partial(planes, others_left_out=True), seeds=1)
     found["undivided"] = Condition("undivided", (), undivided)
     own = partial(undivided, left_out="drawn")
     found["undivided_own-loss"] = Condition("undivided, loss of own tokens", (), own, seeds=3)

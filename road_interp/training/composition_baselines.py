@@ -48,9 +48,13 @@ def trained(piece: Piece) -> CompositionReport:
     return report
 
 
-def planes(piece: Piece, split: str = "test") -> CompositionReport:
-    """Train the planes of every task, and score them on one split only; no run folder is written."""
-    experiment = _experiment(piece.recipe)
+def planes(piece: Piece, split: str = "test", others_left_out: bool = False) -> CompositionReport:
+    """Train the planes of every task, and score them on one split only; no run folder is written.
+
+    With `others_left_out`, every example leaves the tokens that decide the parts of any other task out of its loss. Raises
+    InputError for other positions than all tokens then.
+    """
+    experiment = _experiment(piece.recipe, others_left_out)
     model = experiment.build_model(find_device(None))
     _train(experiment, model)
     return score_composition(piece.recipe, model, experiment.tokenizer, experiment.data, split)
@@ -97,13 +101,10 @@ def undivided(piece: Piece, left_out: Literal["none", "drawn", "all"] = "none", 
     Raises:
         InputError: other positions than all tokens with `left_out="all"`, which hides from the trainer where a prompt ends.
     """
-    if left_out == "all" and (positions := piece.recipe.adapter.positions) != "all":
-        raise InputError(f"tokens that are left out of the loss need adapter.positions=all, not {positions}")
     recipe: MultiTaskGenerationRecipe = replace(
         piece.recipe, co_activation=float(left_out == "drawn"), co_activation_loss="own", shared=None
     )
-    experiment = (_OwnTokensOnly if left_out == "all" else MultiTaskGenerationExperiment)(recipe)
-    experiment.load_data()
+    experiment = _experiment(recipe, left_out == "all")
     model = _train_undivided(experiment)
     generate = make_generator(model, experiment.tokenizer, recipe.scoring)
     base = _base(recipe)
@@ -217,8 +218,10 @@ def _base(recipe: MultiTaskGenerationRecipe) -> Any:
     return on_device(load_model(recipe.model, "causal-lm")[0], find_device(None)).eval()
 
 
-def _experiment(recipe: MultiTaskGenerationRecipe) -> MultiTaskGenerationExperiment:
-    experiment = MultiTaskGenerationExperiment(recipe)
+def _experiment(recipe: MultiTaskGenerationRecipe, others_left_out: bool = False) -> MultiTaskGenerationExperiment:
+    if others_left_out and recipe.adapter.positions != "all":
+        raise InputError(f"tokens that are left out of the loss need adapter.positions=all, not {recipe.adapter.positions}")
+    experiment = (_OwnTokensOnly if others_left_out else MultiTaskGenerationExperiment)(recipe)
     experiment.load_data()
     return experiment
 

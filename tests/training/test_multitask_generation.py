@@ -585,6 +585,19 @@ def test_the_undivided_baseline_can_leave_other_tasks_out_of_its_loss(workplace,
         composition_baselines.undivided(last, "all")
 
 
+def test_divided_planes_can_leave_other_tasks_out_of_every_loss(workplace, tmp_path):
+    """Which changes nothing where the other of two tasks is active in every example."""
+    for co_activation, equal in ((1.0, True), (0.0, False)):
+        given = ("adapter.layers=0", "training.max_steps=4", "training.learning_rate=0.3", f"co_activation={co_activation}")
+        recipe = recipe_for(workplace, *given)
+        piece = Piece(recipe, "both", recipe.seed, tmp_path / "runs", silent)
+        reports = [composition_baselines.planes(piece, others_left_out=left_out) for left_out in (False, True)]
+        assert (reports[0] == replace(reports[1], provenance=reports[0].provenance)) == equal
+    last = piece._replace(recipe=replace(recipe, adapter=replace(recipe.adapter, positions="last")))
+    with pytest.raises(InputError, match="left out of the loss need adapter.positions=all, not last"):
+        composition_baselines.planes(last, others_left_out=True)
+
+
 def test_tokens_that_decide_parts_of_other_tasks_are_left_out(workplace, tmp_path):
     """What is left in the loss: the own part, and tokens that no task's part depends on."""
     recipe = recipe_for(workplace, "tasks.greeting={behaviour: greeting, examples: 16}")
