@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.modules_to_save import check_untied, differs, digest, load_tensors, module_tensors, read_safetensors
 from road_interp.adapters.storage import DESCRIPTION, PEFT_DESCRIPTION, AdapterValues
 from road_interp.arguments import check_argument, checked_list
@@ -72,7 +73,8 @@ def read_rotations(source: Source, adapter_name: str | None = None, base: PreTra
         sites = list(in_module_order(sites, model))
     else:
         sites.sort(key=lambda site: (site.layer is None, site.layer or 0))
-    return AdapterValues(tuple(sites), theta, alpha, variant, group_size, modules_to_save=digest(others))
+    signature = BaseModelSignature.of(model) if isinstance(model, PreTrainedModel) else None
+    return AdapterValues(tuple(sites), theta, alpha, variant, group_size, signature, modules_to_save=digest(others))
 
 
 def write_rotations(

@@ -119,7 +119,7 @@ def load(folder: Path) -> AdapterValues:
         if kind not in ("theta", "alpha"):
             raise InputError(f"{description['tensors']}: unknown tensor '{name}'; only theta and alpha of sites are allowed")
         (theta if kind == "theta" else alpha)[site] = tensor
-    base = None if description["base"] is None else _base_from_json(description["base"])
+    base = read_signature(description["base"], f"{DESCRIPTION}: base")
     variant, group_size, positions = (description[key] for key in ("variant", "group_size", "positions"))
     return AdapterValues(sites, theta, alpha, variant, group_size, base, positions, description["modules_to_save"])
 
@@ -232,8 +232,10 @@ def _site_from_json(number: int, item: Any) -> Site:
     return Site(item["name"], item["width"], item["layer"], item["kind"], output_slice)
 
 
-def _base_from_json(item: Any) -> BaseModelSignature:
-    key_path = f"{DESCRIPTION}: base"
+def read_signature(item: Any, key_path: str) -> BaseModelSignature | None:
+    """The signature of a base model in a file, at `key_path` in errors; None for none."""
+    if item is None:
+        return None
     if not isinstance(item, dict):
         raise InputError(f"{key_path} must be an object")
     _check_keys(item, {"name", "model_type", "hidden_size", "num_hidden_layers"}, key_path)

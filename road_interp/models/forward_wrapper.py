@@ -104,8 +104,10 @@ class ForwardWrapper:
         return copy.deepcopy(self._forward, memo)
 
     def fits(self, module: nn.Module) -> bool:
-        """Whether this wraps the module's current forward."""
-        return self._module is module and self.replaced is module.__dict__.get("forward")
+        """Whether this wraps the module's current forward, which may also have been changed in its class."""
+        if self._module is not module or self.replaced is not module.__dict__.get("forward"):
+            return False
+        return self.replaced is not None or getattr(self._forward, "__func__", self._forward) is type(module).forward
 
     def _check_one_call(self) -> None:
         calls = [each.scope for each in self._registered if not each.scope.shared]

@@ -12,6 +12,11 @@ REENTRANT = (
     "of them frees. Use gradient_checkpointing_kwargs={'use_reentrant': False}"
 )
 
+RECOMPUTED = (
+    "gradient checkpointing computes the forward pass again in backward, when the rotations of this call have ended: train "
+    "inside `with model.attached() as base:`, with base(**inputs)"
+)
+
 
 def checkpoints_gradients(model: PreTrainedModel) -> bool:
     """Whether gradient checkpointing is on and acts, which it does in training mode only."""

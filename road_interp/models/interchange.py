@@ -106,7 +106,7 @@ class RoadInterchangeIntervention(SubspaceInterchange):
             rows = extra["rows"]
             self.rows = None if rows is None else _check_rows(rows, self.width)
             if (rows is None) != (self.mask is not None):
-                self.mask = nn.Parameter(torch.zeros(self.width, dtype=torch.float32)) if rows is None else None
+                self.mask = nn.Parameter(self.theta.new_zeros(self.width, dtype=torch.float32)) if rows is None else None
             self.subspace_partition = extra["partition"]
         elif extra is not None and not same_form(extra, self.get_extra_state()):
             errors.append(f"'{prefix}rows', their partition or its names are other than those of this intervention")

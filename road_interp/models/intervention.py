@@ -123,7 +123,9 @@ class RoadIntervention(
             if not self._made_by_pyvene:
                 errors.append(f"'{prefix}form' is not this intervention's variant, group_size and output slice")
                 return
+            device = self.theta.device
             self._take_form(*read_form(saved))
+            self.to(device)
         planes, own = state_dict.get(f"{prefix}subspace_planes"), self.subspace_planes
         if planes is not None and self._made_by_pyvene:
             self.subspace_planes = torch.empty_like(planes, device=self.theta.device)

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from road_interp.adapters.road_adapter import RoadAdapter
-from road_interp.adapters.storage import adapter_folder, holds_adapter
+from road_interp.adapters.storage import adapter_folder, holds_adapter, read_signature
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError, one_line
 from road_interp.files import is_file, parse_json, read_json_object, read_text, write_atomically
@@ -29,7 +30,7 @@ from road_interp.sources import local_folder
 
 CONFIG = "config.json"
 TASKS = "tasks.json"  # names of the subspaces, which pyvene's config cannot hold
-POSITIONS = "positions.json"  # the rotated tokens, which are arguments of pyvene's calls
+POSITIONS = "positions.json"  # the rotated tokens, which are arguments of pyvene's calls, and what else an adapter records
 # The second is the type of version 0.1.0.
 TYPES = (
     "<class 'road_interp.RoadIntervention'>",
@@ -72,7 +73,7 @@ def read_interventions(folder: str | os.PathLike[str], base: PreTrainedModel) ->
         raise InputError(f"'{folder}' contains no intervention")
     if len(forms) > 1:
         raise InputError(f"'{folder}' contains several variants or group sizes, {sorted(forms)}; an adapter has one of each")
-    adapter = RoadAdapter(in_module_order(sites, base), theta, alpha, *forms.pop(), positions=_positions(folder))
+    adapter = RoadAdapter(in_module_order(sites, base), theta, alpha, *forms.pop(), **_recorded(folder))
     return adapter, _task_planes(folder, adapter, owners)
 
 
@@ -88,7 +89,9 @@ def write_interventions(model: pyvene.IntervenableModel, folder: str | os.PathLi
     # Before pyvene's files, so that an interrupted save leaves no folder that loads with other tokens or tasks.
     if model.planes is not None:
         write_atomically(Path(folder) / TASKS, json.dumps(list(model.planes.tasks)) + "\n")
-    write_atomically(Path(folder) / POSITIONS, json.dumps({"positions": model.positions}) + "\n")
+    adapter = model.adapter
+    recorded = {"positions": model.positions, "base": asdict(adapter.base), "modules_to_save": adapter.modules_to_save}
+    write_atomically(Path(folder) / POSITIONS, json.dumps(recorded) + "\n")
     config = model.config
     pairs = zip(config.representations, model.interventions.values(), strict=True)
     model.config = pyvene.IntervenableConfig(
@@ -101,14 +104,22 @@ def write_interventions(model: pyvene.IntervenableModel, folder: str | os.PathLi
         model.config = config
 
 
-def _positions(folder: Path) -> str:
-    """The positions that `RoadModel.save` wrote; "all" in a folder of pyvene's own."""
-    if not (folder / POSITIONS).is_file():
-        return "all"
-    positions = read_json_object(folder / POSITIONS).get("positions")
+def _recorded(folder: Path) -> dict[str, Any]:
+    """The positions that `RoadModel.save` wrote, the base model's signature and the sha256 of other trained weights.
+
+    In a folder of pyvene's own these are "all" and unknown.
+    """
+    path = folder / POSITIONS
+    if not path.is_file():
+        return {"positions": "all"}
+    content = read_json_object(path)
+    positions, others = content.get("positions"), content.get("modules_to_save")
     if not isinstance(positions, str):
-        raise InputError(f"'{folder / POSITIONS}': 'positions' must be text such as \"last\"")
-    return positions
+        raise InputError(f"'{path}': 'positions' must be text such as \"last\"")
+    if not isinstance(others, str | None):
+        raise InputError(f"'{path}': 'modules_to_save' must be a sha256 or null")
+    base = read_signature(content.get("base"), f"'{path}': base")
+    return {"positions": positions, "base": base, "modules_to_save": others}
 
 
 def _owners(folder: Path, state: Mapping[str, Tensor], partition: Any, width: int, group_size: int) -> Tensor | None:

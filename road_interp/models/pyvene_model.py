@@ -44,7 +44,9 @@ class PyveneModel(pyvene.IntervenableModel):
 
     def __init__(self, config: Any, base_model: PreTrainedModel) -> None:
         self._own_handles: list[Any] = []
-        super().__init__(config, base_model)
+        is_training = base_model.training
+        super().__init__(config, base_model)  # which sets the base model to evaluation mode, and not itself
+        self.train(is_training)
 
     @property
     def hf_device_map(self) -> dict[str, Any]:
@@ -81,6 +83,20 @@ class PyveneModel(pyvene.IntervenableModel):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear all gradients."""
         nn.Module.zero_grad(self, set_to_none)
+
+    def get_trainable_parameters(self) -> list[nn.Parameter]:
+        """The parameters that are trained, of interventions and base model (pyvene's method lists frozen interventions, too).
+
+        Raises InputError for a model with a bank, whose adapters have the parameters.
+        """
+        if getattr(self, "bank", None) is not None:
+            raise InputError("the parameters of a model with a bank are those of its adapters: use bank.trainable()")
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def disable_intervention_gradients(self) -> None:
+        """Freeze the interventions (pyvene's method does nothing)."""
+        for intervention in self.interventions.values():
+            intervention.requires_grad_(False)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The trainable parameters, and angles, scales and form of every RoadIntervention; others are left out.

@@ -41,7 +41,7 @@ from road_interp.models.generate_arguments import (
     complete_config,
     copied_subspaces,
 )
-from road_interp.models.gradient_checkpointing import checkpoints_gradients
+from road_interp.models.gradient_checkpointing import RECOMPUTED, checkpoints_gradients
 from road_interp.models.head_inputs import contiguous_head_inputs
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.models.merge_state import MergeState
@@ -93,13 +93,13 @@ class RoadModel(PyveneModel):
         if isinstance(base_model, RoadModel):
             raise InputError("RoadModel needs a transformers model, not a RoadModel: give its model, road_model.model")
         check_transformers_model("RoadModel", base_model, "a transformers model, such as that of load_model(id)")
-        check_argument("RoadModel(planes=...)", planes, (TaskPlanes, type(None)), "TaskPlanes.split(tasks, adapter.sites)")
         check_without_peft(base_model)
         self._bank = adapter if isinstance(adapter, RoadBank) else None
         family = adapter.template if isinstance(adapter, RoadBank) else RoadAdapter.of(adapter, base_model)
         warn_of_other_weights(base_model, getattr(adapter, "folder", adapter))
         check_made_for(base_model, family, "the adapter was made")
         self.sites: tuple[Site, ...] = family.sites
+        self._check_planes(planes)
         self.variant, self.group_size = family.variant, family.group_size
         self._family = family.identity_like()
         self.positions = family.positions if positions is None else checked_positions(positions)
@@ -150,9 +150,7 @@ class RoadModel(PyveneModel):
 
     @planes.setter
     def planes(self, planes: TaskPlanes | None) -> None:
-        check_argument("RoadModel.planes", planes, (TaskPlanes, type(None)), "TaskPlanes.split(tasks, adapter.sites)")
-        if planes is not None and planes.sites != self.sites:
-            raise InputError("the planes were split over other sites than those of the adapter")
+        self._check_planes(planes)
         self._check_not_applied("planes")
         for site, intervention in self.by_site():
             intervention.set_subspaces(None if planes is None else planes.dimensions(site, self.group_size))
@@ -584,11 +582,8 @@ class RoadModel(PyveneModel):
             coefficients = self._selection.coefficients(rows, base)
             self._check_bank()
             if not attached and torch.is_grad_enabled() and checkpoints_gradients(self.model):
-                raise InputError(
-                    "gradient checkpointing computes the forward pass again in backward, when the rotations of this call have "
-                    "ended: train inside `with model.attached() as base:`, with base(**inputs)"
-                )
-            with RotationContext(self.model, context, coefficients, positions, prompt, self._wrappers):
+                raise InputError(RECOMPUTED)
+            with RotationContext(self.model, context, coefficients, rows.rows, positions, prompt, self._wrappers):
                 yield
 
     @contextmanager
@@ -622,6 +617,11 @@ class RoadModel(PyveneModel):
         with opened(self.model, "a call through pyvene's loop", "alone"):
             if self.is_merged:
                 raise InputError("the rotations are merged, and pyvene's loop would apply them again: call unmerge first")
+            if torch.is_grad_enabled() and checkpoints_gradients(self.model):
+                raise InputError(
+                    "gradient checkpointing computes the forward pass again in backward, when pyvene's loop has removed its "
+                    "hooks: call model.model.gradient_checkpointing_disable()"
+                )
             self._check_weights()
             self.check_hooks()
             coefficients = self._selection.coefficients(rows, base)
@@ -669,6 +669,12 @@ class RoadModel(PyveneModel):
                 f"positions {shown(given)} have no effect in a call with sources, unit_locations or subspaces: give the tokens "
                 "as pyvene's unit_locations"
             )
+
+    def _check_planes(self, planes: Any) -> None:
+        """Raise InputError for something else than planes of the adapter's sites."""
+        check_argument("RoadModel(planes=...)", planes, (TaskPlanes, type(None)), "TaskPlanes.split(tasks, adapter.sites)")
+        if planes is not None and planes.sites != self.sites:
+            raise InputError("the planes were split over other sites than those of the adapter")
 
     def _check_not_applied(self, what: str) -> None:
         """Raise InputError while rotations are attached, merged or those of an engine, which would stay as they are."""

@@ -19,7 +19,7 @@ from road_interp.models.coefficients import Coefficients
 from road_interp.models.compatibility import check_rotated_once
 from road_interp.models.forward_wrapper import CallScope, OutputTransform, Wrappers, is_backward, overwritable, wrap_forward
 from road_interp.models.generate_arguments import arguments_of_generate, check_generation, compiles_generation
-from road_interp.models.gradient_checkpointing import REENTRANT, checkpoints_gradients, is_reentrant
+from road_interp.models.gradient_checkpointing import RECOMPUTED, REENTRANT, checkpoints_gradients, is_reentrant
 from road_interp.models.head_inputs import contiguous_head_inputs
 from road_interp.models.intervention import apply_to_slice
 from road_interp.models.model_families import CHANGES_OUTPUTS, STREAMS_FIRST, TOKENS_FIRST, has_choices, model_types
@@ -65,6 +65,7 @@ class RotationContext:
         model: the transformers model.
         context: as which the rotations are open on the model.
         coefficients: the source of the plane maps. They are read at the start of each pass and stay fixed during the pass.
+        rows: the number of rows that have maps of their own; 1 if all have the same.
         positions: the tokens to rotate.
         prompt: attention mask `(batch, length)` of the prompt, for generation; without it, every pass that starts with an empty
             cache is treated as a prompt.
@@ -76,12 +77,13 @@ class RotationContext:
         model: PreTrainedModel,
         context: OpenContext,
         coefficients: Coefficients,
+        rows: int,
         positions: Positions,
         prompt: Tensor | None,
         wrappers: Wrappers,
     ) -> None:
         self._model, self._context, self._coefficients, self._wrappers = model, context, coefficients, wrappers
-        self._positions, self._prompt = positions, prompt
+        self._rows, self._positions, self._prompt = rows, positions, prompt
         self._undo = ExitStack()
         self._rotated_any = False
         self._is_attached = context.kind == "attached"
@@ -95,6 +97,7 @@ class RotationContext:
         self._has_streams = not STREAMS_FIRST.isdisjoint(types)
 
     def __enter__(self) -> RotationContext:
+        self._refused = self._why_rows_are_refused() if self._rows > 1 else None
         with ExitStack() as undo:  # undoes partial registration after an error
             undo.callback(self._model.register_forward_hook(self._end_pass, always_call=True).remove)
             undo.callback(self._model.register_forward_pre_hook(self._begin_pass, prepend=True).remove)
@@ -119,7 +122,6 @@ class RotationContext:
                 undo.enter_context(read_weights_watched(self._model, self._coefficients.sites, lambda: self.is_active))
             undo.enter_context(self._scope)
             self._views = self._read_views()
-            self._rows = self._count_rows() if self._is_attached else 1
             self._undo = undo.pop_all()
         if self._is_attached:
             self._context.maps, self._context.own_call = self._coefficients.maps, self._own_call
@@ -172,11 +174,6 @@ class RotationContext:
         version, maps = self._coefficients.version(), self._coefficients.maps()
         return version, [(torch.view_as_real(a), None if b is None else torch.view_as_real(b)) for a, b in maps]
 
-    @torch.no_grad()
-    def _count_rows(self) -> int:
-        """`RowMaps.rows` of the maps as they are now, for compiled code."""
-        return RowMaps(self._coefficients.maps()).rows
-
     def _entries(self, index: int) -> Entries:
         """The real entries of one site under torch.compile, which compiles again if the maps change inside this context."""
         if self._views is None or self._coefficients.version is None or self._views[0] != self._coefficients.version():
@@ -206,6 +203,8 @@ class RotationContext:
         """torch passes no keyword arguments to a hook that another thread removes while the call begins."""
         inputs = named_inputs(module, args, kwargs or {})
         if torch.compiler.is_compiling():
+            self._check_modules()
+            self._check_sites_by_row(inputs)
             if self._is_attached and not self._thread.generates:
                 check_rows(self._rows, given_rows(inputs))
         elif not self.is_active:
@@ -216,7 +215,8 @@ class RotationContext:
         if self._positions != "all":
             if kwargs is None:
                 raise InputError("the rotations were detached by another thread while a call of the model began")
-            self._check_rows_first(f"positions {self._positions!r}")
+            if not TOKENS_FIRST.isdisjoint(model_types(self._model)):
+                raise InputError(self._tokens_first(f"positions {self._positions!r}"))
             if len(inputs) < len(args) + len(kwargs):
                 kind = type(module).__name__
                 raise InputError(f"positions {self._positions!r}: {kind} does not name its inputs: give them by name")
@@ -240,8 +240,9 @@ class RotationContext:
     def _check_differentiable(self, index: int) -> None:
         """Raise InputError where a pass that has gradients computes a site without one, as a reentrant checkpoint does."""
         maps = self._thread.current.maps
-        if maps is not None and maps.maps[index].a.requires_grad and is_reentrant():
-            raise InputError(REENTRANT)
+        trained = maps is not None and maps.maps[index].a.requires_grad
+        if (trained or not self._is_attached) and is_reentrant():
+            raise InputError(REENTRANT if trained else RECOMPUTED)
 
     def _read_inputs(self, depth: int, inputs: Mapping[str, Any]) -> None:
         check_reads_no_weight(self._model, self._coefficients.sites, inputs)
@@ -250,33 +251,32 @@ class RotationContext:
         maps = self._row_maps()
         self._thread.current = self._thread.current._replace(depth=depth, maps=maps, trains=torch.is_grad_enabled())
         if maps.by_row:
-            self._check_rows_first("an adapter, task or strength per row")
-            if maps.rows > 1:
-                self._check_sites_by_row(inputs)
-                check_dense_head(self._model, self._coefficients.sites, inputs)
+            self._check_sites_by_row(inputs)
+            check_dense_head(self._model, self._coefficients.sites, inputs)
             self._thread.current = self._thread.current._replace(shape=_rows_and_tokens(self._model, inputs))
             if self._is_attached and not self._thread.generates:  # whose passes may have several beams per row
                 check_rows(maps.rows, given_rows(inputs))
 
     def _check_sites_by_row(self, inputs: Mapping[str, Any]) -> None:
-        """Raise InputError for sites whose outputs do not have the rows of the batch on their first axis."""
-        if self._in_experts is not None:
-            raise InputError(IN_EXPERTS.format(self._in_experts))
-        if self._of_distances is not None:
-            raise InputError(
-                f"site '{self._of_distances}': its module computes embeddings of distances, too, which belong to no row; only "
-                "one adapter, task or strength for all rows works there"
-            )
-        check_media(self._model, self._outside_text, inputs)
+        """Raise InputError for several rows and sites whose outputs do not have these on their first axis."""
+        if self._refused is not None:
+            raise InputError(self._refused)
+        if self._rows > 1 and not torch.compiler.is_compiling():
+            check_media(self._model, self._outside_text, inputs)
 
-    @cached_property
-    def _in_experts(self) -> str | None:
-        return site_in_experts(self._model, self._coefficients.sites)
-
-    @cached_property
-    def _of_distances(self) -> str | None:
-        """A site whose module is called on embeddings of distances, too."""
-        return next((site.name for site in self._coefficients.sites if self._projects_distances(site)), None)
+    def _why_rows_are_refused(self) -> str | None:
+        """Why rows cannot have rotations of their own, whatever the inputs are; None if they can."""
+        if not TOKENS_FIRST.isdisjoint(model_types(self._model)):
+            return self._tokens_first("an adapter, task or strength per row")
+        if (inside := site_in_experts(self._model, self._coefficients.sites)) is not None:
+            return IN_EXPERTS.format(inside)
+        for site in self._coefficients.sites:
+            if self._projects_distances(site):
+                return (
+                    f"site '{site.name}': its module computes embeddings of distances, too, which belong to no row; only one "
+                    "adapter, task or strength for all rows works there"
+                )
+        return None
 
     @cached_property
     def _outside_text(self) -> str | None:
@@ -319,12 +319,11 @@ class RotationContext:
         model.generate = generate
         return restore
 
-    def _check_rows_first(self, what: str) -> None:
-        if not TOKENS_FIRST.isdisjoint(model_types(self._model)):
-            raise InputError(
-                f"{what}: {type(self._model).__name__} computes with tokens on the first axis, so that rows cannot be told from "
-                "tokens; only one adapter for all rows, with positions='all', works there"
-            )
+    def _tokens_first(self, what: str) -> str:
+        return (
+            f"{what}: {type(self._model).__name__} computes with tokens on the first axis, so that rows cannot be told from "
+            "tokens; only one adapter for all rows, with positions='all', works there"
+        )
 
     def _is_outside(self) -> bool:
         """Whether a submodule was called directly, and not by the model or by a backward pass."""
@@ -387,6 +386,8 @@ class RotationContext:
         _check_states(hidden, site)
         group_size = self._coefficients.group_size
         if tracing:
+            if self._rows > 1 and self._has_streams and hidden.ndim > 3:
+                _check_first_axis(hidden, site, self._rows, 0)
             entries = self._entries(index)
             entries = entries if entries.d0.ndim == 1 else entries.repeat_rows(checked_batch(len(entries.d0), hidden, site))
             rotated = _apply_entries(entries, hidden, group_size, site)
@@ -441,7 +442,7 @@ class RotationContext:
             maps = current.maps
         else:
             maps = self._maps if is_backward() and self._maps is not None else self._row_maps()
-        if maps.rows > 1 and self._is_outside():
+        if self._rows > 1 and self._is_outside():
             self._check_sites_by_row({})
             # With two axes, rows and tokens may be joined; generate may have several beams per row.
             if hidden.ndim > 2 and self._is_attached and not self._thread.generates:

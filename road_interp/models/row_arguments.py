@@ -20,6 +20,16 @@ class RowArguments(NamedTuple):
     trainable_tasks: Sequence[str] | None = None
     strengths: Strengths | None = None
 
+    @property
+    def rows(self) -> int:
+        """The number of entries of the longest list; 1 if none is given."""
+        return max((len(values) for values in self if values is not None), default=1)
+
+    def filled(self) -> RowArguments:
+        """One entry for all rows, beside several entries of another argument, once for each of these."""
+        single: dict[str, Any] = {name: values for name, values in self._asdict().items() if values and len(values) == 1}
+        return self._replace(**{name: [*values] * self.rows for name, values in single.items()})
+
     def check(self, count: int | None, kind: str = "row") -> None:
         """Raise InputError unless there is a list with one entry per row; during the pass, too few would look like beam search.
 

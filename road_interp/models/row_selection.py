@@ -45,7 +45,7 @@ class RowSelection(NamedTuple):
                 of a scale is not finite, no list, or another number of entries than rows.
         """
         rows.check(given_rows(base))
-        found = self._of_rows(rows)
+        found = self._of_rows(rows.filled())
         changing = [abs(value) for value in numbers_of(rows.strengths or ()) if value not in (0, 1)]
         if changing and not found.are_finite():
             raise InputError(f"strengths up to {max(changing):g} make powers of scales that are not finite")
@@ -65,8 +65,6 @@ class RowSelection(NamedTuple):
             raise InputError(f"{'tasks' if trainable_tasks is None else 'trainable_tasks'} {missing}")
         if trainable_tasks is None:
             return whole.on_planes(self._masks(self.planes, tasks), None)
-        if len(trainable_tasks) != len(tasks):
-            raise InputError(f"trainable_tasks names the tasks of {len(trainable_tasks)} rows, tasks those of {len(tasks)}")
         for row, (active, trained) in enumerate(zip(tasks, trainable_tasks, strict=True)):
             if inactive := set(self.planes.named(trained)) - set(self.planes.named(active)):
                 raise InputError(f"row {row}: trainable task '{min(inactive)}' is not active, so that it would get no gradient")
@@ -94,8 +92,6 @@ class RowSelection(NamedTuple):
         """The maps of every row: of its adapter, or the product of those that '+' joins, each to its strength."""
         if self.bank is None or adapter_names is None:
             return self._powers(adapter_names, strengths, self.bank_maps)
-        if strengths is not None and len(strengths) != len(adapter_names):
-            raise InputError(f"{len(strengths)} strengths for {len(adapter_names)} adapter names; give one per row")
         rows = [self.members(name) for name in adapter_names]
         factors = []
         for number in range(max(map(len, rows), default=0)):

@@ -13,6 +13,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from jaxtyping import Complex, Float
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointError
 
 from road_interp.errors import InputError, first_line
 from road_interp.rotation.plane_maps import PlaneMaps, check_width
@@ -57,6 +58,8 @@ class _RotateInPlace(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         try:
             output, factors = ctx.saved_tensors
+        except CheckpointError:
+            raise
         except RuntimeError as error:
             raise InputError(
                 "the model changed a rotated state in place before its gradient was computed; there, train with group_size=4 or "

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from helpers.models import random_adapter, tiny_model, token_batch
 from helpers.recipes import recipe_for
 from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.cli import app
@@ -64,6 +65,9 @@ def test_a_peft_folder_round_trips_with_equal_outputs(variant, group_size, targe
         heads = {RoadAdapter.from_peft(source).modules_to_save for source in (theirs, tmp_path / "theirs")}
     with pytest.warns(UserWarning, match=message):
         assert heads == {RoadBank.from_peft(theirs)["default"].modules_to_save} != {None}
+    with pytest.warns(UserWarning, match=message):
+        assert RoadAdapter.from_peft(theirs).base == BaseModelSignature.of(base)
+    assert RoadAdapter.from_peft(tmp_path / "theirs").base is None  # a folder names a model, and not its size
 
     ours.to_peft(tmp_path / "back", ["classifier"])
     again = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "back").eval()

@@ -171,6 +171,19 @@ def test_blocks_that_the_caller_checkpoints_reentrantly_are_refused(attaches):
             call()
 
 
+def test_modules_that_are_replaced_are_told_by_compiled_code_too():
+    model, batch = road_model(target_modules="q_proj"), token_batch()
+    with model.attached() as base, torch.no_grad():
+        compiled = torch.compile(base, backend="eager")
+        compiled(**batch)
+        attention = base.model.layers[0].self_attn
+        original, attention.q_proj = attention.q_proj, copy.deepcopy(attention.q_proj)
+        with pytest.raises(InputError, match="a module 'q_proj' was replaced by another one during attached"):
+            compiled(**batch)
+        attention.q_proj = original
+        compiled(**batch)
+
+
 def test_modules_that_are_replaced_are_told():
     model, batch = road_model(target_modules="q_proj"), token_batch()
     with model.attached() as base:

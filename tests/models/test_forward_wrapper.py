@@ -258,3 +258,31 @@ def test_a_wrapper_is_used_again_for_the_same_forward_only(scope):
     assert torch.equal(linear(STATE), STATE)
     del linear.forward
     assert torch.equal(linear(STATE), other(STATE))
+
+
+def test_a_forward_that_is_changed_in_the_class_is_called(monkeypatch, scope):
+    class Layer(nn.Linear):
+        pass
+
+    class Doubling(Layer):
+        def forward(self, state):
+            return 2 * super().forward(state)
+
+    layer, wrappers = Layer(2, 2), Wrappers()
+
+    def wrapped():
+        undo = wrap_forward(layer, add_one, scope, lambda module: wrappers.of("layer", module))
+        output = layer(STATE)
+        undo()
+        return output
+
+    plain = layer(STATE)
+    assert torch.equal(wrapped(), plain + 1)
+    first = wrappers["layer"]
+    assert wrapped() is not None
+    assert wrappers["layer"] is first
+    monkeypatch.setattr(Layer, "forward", lambda self, state: -nn.Linear.forward(self, state))
+    assert torch.equal(wrapped(), -plain + 1)
+    monkeypatch.undo()
+    layer.__class__ = Doubling
+    assert torch.equal(wrapped(), 2 * plain + 1)

@@ -352,3 +352,10 @@ def test_rows_of_numpy_are_saved_as_numbers():
     torch.save(given.state_dict(), saved)
     saved.seek(0)
     assert torch.load(saved, weights_only=True)["_extra_state"]["rows"] == given.get_extra_state()["rows"]
+
+
+def test_a_state_of_another_form_stays_on_the_device():
+    made_by_pyvene = RoadInterchangeIntervention(8, component="block_output").to("meta")
+    made_by_pyvene.load_state_dict(RoadInterchangeIntervention(8, depth=2, rows="mask").state_dict())
+    assert {parameter.device.type for parameter in made_by_pyvene.parameters()} == {"meta"}
+    assert made_by_pyvene.mask is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import pyvene
@@ -13,6 +14,7 @@ import torch
 from helpers.models import random_adapter, tiny_model, token_batch
 from helpers.road_models import road_model
 from road_interp.adapters.bank import RoadBank
+from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.intervention import RoadIntervention
@@ -295,3 +297,20 @@ def test_positions_are_kept(tmp_path):
     (tmp_path / "saved" / "positions.json").write_text('{"positions": 3}')
     with pytest.raises(InputError, match="'positions' must be text"):
         RoadModel.load(tmp_path / "saved", model.model)
+
+
+def test_the_base_model_and_other_trained_weights_are_remembered(tmp_path):
+    base = tiny_model("Llama", "causal-lm")
+    adapter = replace(random_adapter(find_sites(base, "mlp")), modules_to_save="0" * 64)
+    RoadModel(base, adapter).save(tmp_path)
+    again = RoadModel.load(tmp_path, base).adapter
+    assert (again.base, again.modules_to_save) == (BaseModelSignature.of(base), "0" * 64)
+    with pytest.raises(InputError, match="made for another model.*num_hidden_layers is"):
+        RoadModel.load(tmp_path, tiny_model("Llama", "causal-lm", num_hidden_layers=4))
+    content = json.loads((tmp_path / "positions.json").read_text())
+    for key, value, message in (("base", 3, "base must be an object"), ("modules_to_save", 3, "must be a sha256 or null")):
+        (tmp_path / "positions.json").write_text(json.dumps({**content, key: value}))
+        with pytest.raises(InputError, match=message):
+            RoadModel.load(tmp_path, base)
+    (tmp_path / "positions.json").write_text('{"positions": "all"}')  # of an older version
+    assert read_interventions(tmp_path, base)[0].base is None

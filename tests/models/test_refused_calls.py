@@ -13,6 +13,7 @@ import pytest
 import pyvene
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     BertConfig,
     BertForMultipleChoice,
@@ -413,6 +414,22 @@ class TokensFirst(nn.Module):
         return self.linear(states.transpose(0, 1)).transpose(0, 1)
 
 
+def test_compiled_models_with_tokens_first_take_one_adapter_for_all_tokens():
+    base, message = tokens_first("XLNet"), "computes with tokens on the first axis"
+    sites = find_sites(base, "fc1")
+    model = RoadModel(base, RoadBank({name: random_adapter(sites, seed=seed) for seed, name in enumerate("ab")}))
+    batch, compiled = token_batch(2, 4), torch.compile(base, backend="eager")
+    with torch.no_grad():
+        with model.attached(["a"]):
+            compiled(**batch)
+        for names in (["a", "b"], ["a", "a"]):
+            with model.attached(names), pytest.raises(InputError, match=message):
+                compiled(**batch)
+        base.compile(backend="eager")
+        with pytest.raises(InputError, match=message):
+            model(batch, adapter_names=["a", "b"])
+
+
 def test_a_site_with_tokens_first_takes_one_adapter_for_all_rows():
     base, batch = tiny_model("Llama", "causal-lm"), token_batch(2, 6)
     mlp = base.model.layers[0].mlp
@@ -552,6 +569,31 @@ def test_a_call_is_not_computed_again_after_it_has_ended(use_reentrant):
         model(base=batch)
     with torch.no_grad():
         model(base=batch)
+
+
+def test_pyvenes_loop_is_not_computed_again_after_it_has_ended():
+    model, batch = checkpointing(road_model(), use_reentrant=True), token_batch()
+    tokens = {"base": list(range(7))}
+    with pytest.raises(InputError, match=r"pyvene's loop has removed its hooks: call model.model.gradient_checkpointing_disable"):
+        model(batch, unit_locations=tokens)
+    with torch.no_grad():
+        model(batch, unit_locations=tokens)
+    model.model.gradient_checkpointing_disable()
+    model(batch, unit_locations=tokens)
+
+
+def test_frozen_rotations_of_a_call_are_not_left_out_of_the_callers_checkpoints():
+    model, batch = bank_model("a", "mlp"), {**token_batch(), "use_cache": False}
+    model.model.enable_input_require_grads()
+    for block in model.model.model.layers:
+        forward = block.forward
+        block.forward = lambda states, forward=forward, **options: checkpoint(
+            lambda given: forward(given, **options), states, use_reentrant=True
+        )
+    with pytest.raises(InputError, match=r"train inside `with model.attached\(\)"):
+        model(batch)
+    with model.attached() as base:
+        base(**batch).logits.sum().backward()  # computed again with the rotations
 
 
 def test_generation_in_training_mode_with_checkpoints_is_that_of_evaluation_mode():

@@ -789,3 +789,29 @@ def test_adapters_that_are_stacked_by_vmap(variant, group_size):
     stacked = {name: torch.stack([values, values / 2]) for name, values in trained.items()}
     one_by_one = [logits({name: values[number] for name, values in stacked.items()}) for number in range(2)]
     torch.testing.assert_close(torch.func.vmap(logits)(stacked), torch.stack(one_by_one))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_base_model_keeps_its_mode(training):
+    base = tiny_model("Llama", "causal-lm").train(training)
+    model = RoadModel(base, random_adapter(find_sites(base, "mlp")))
+    assert model.training == base.training == training
+
+
+def test_a_model_that_cannot_be_made_leaves_the_base_as_it_was():
+    base = tiny_model("Llama", "causal-lm").train()
+    planes = TaskPlanes.split(["a", "b"], find_sites(base, "q_proj"))
+    with pytest.raises(InputError, match="other sites than those of the adapter"):
+        RoadModel(base, random_adapter(find_sites(base, "mlp")), planes=planes)
+    assert base.training
+    assert all(parameter.requires_grad for parameter in base.parameters())
+
+
+def test_pyvenes_list_of_trained_parameters_and_its_freezing():
+    model = road_model().set_trainable("angles")
+    thetas = [intervention.theta for _, intervention in model.by_site()]
+    assert list(map(id, model.get_trainable_parameters())) == list(map(id, thetas))
+    model.disable_intervention_gradients()
+    assert model.get_trainable_parameters() == []
+    with pytest.raises(InputError, match=r"use bank.trainable\(\)"):
+        bank_model().get_trainable_parameters()

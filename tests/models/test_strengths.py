@@ -154,6 +154,16 @@ def test_pyvenes_loop_and_attached_use_the_strengths():
         torch.testing.assert_close(base(**batch).logits, expected, **CLOSE)
 
 
+def test_one_entry_stands_for_all_rows_of_an_attached_model():
+    model, batch, strengths = bank_model(), token_batch(3), [1.0, 0.5, 2.0]
+    expected = logits(model, batch, adapter_names=["a"] * 3, strengths=strengths)
+    with model.attached(adapter_names=["a"], strengths=strengths) as base, torch.no_grad():
+        assert torch.equal(base(**batch).logits, expected)
+    expected = logits(model, batch, adapter_names=["a", "b", "c"], strengths=[0.5] * 3)
+    with model.attached(adapter_names=["a", "b", "c"], strengths=[0.5]) as base, torch.no_grad():
+        assert torch.equal(base(**batch).logits, expected)
+
+
 def test_each_distinct_strength_is_computed_once(monkeypatch):
     rows = []
 

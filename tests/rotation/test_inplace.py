@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from road_interp.errors import InputError
 from road_interp.rotation import plane_maps
@@ -122,6 +123,20 @@ def test_an_output_that_the_model_changes_has_no_gradient():
     rotated += 1
     with pytest.raises(InputError, match="the model changed a rotated state in place before its gradient was computed"):
         rotated.sum().backward()
+
+
+def test_torchs_error_of_a_checkpoint_that_is_computed_otherwise_is_torchs():
+    theta, alpha, hidden = random_inputs()
+    factors, rotates = plane_maps.maps_from_parameters(theta.requires_grad_(), alpha, "road_1", 2).a, [True]
+
+    def block(state):
+        return rotate_in_place(state * 2, factors, in_place=True) if rotates.pop() else state * 2
+
+    rotates.append(False)
+    rotates.reverse()
+    output = checkpoint(block, hidden.requires_grad_(), use_reentrant=False)
+    with pytest.raises(CheckpointError):
+        output.sum().backward()
 
 
 @torch.no_grad()
