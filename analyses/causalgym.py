@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from road_interp import plots
-from road_interp.causal.method_scores import MethodScore, TaskScores, score_methods
+from road_interp.causal.method_scores import TaskScores, score_methods
 from road_interp.causal.methods import DAS, STACKED
 from road_interp.causal.template_pairs import load_pairs
 from road_interp.cli.app import main_of
@@ -85,9 +85,13 @@ class CausalGymTable(Result):
         named = [[score.test.method for score in one.scores] for seeds in self.tasks.values() for one in seeds]
         return tuple(method for method in named[0] if all(method in each for each in named))
 
-    def scores(self, method: str) -> list[MethodScore]:
-        """Those of one method."""
-        return [score for seeds in self.tasks.values() for one in seeds for score in one.scores if score.test.method == method]
+    def means(self, method: str) -> dict[str, list[float]]:
+        """Its log odds ratio and its selectivity of every task (nats), means over seeds."""
+        by_task = [[one.of(method) for one in seeds] for seeds in self.tasks.values()]
+        return {
+            "log odds ratio": [float(np.mean([each.test.log_odds for each in seeds])) for seeds in by_task],
+            "selectivity": [float(np.mean([each.selectivity for each in seeds])) for seeds in by_task],
+        }
 
     def difference(self, method: str, other: str) -> tuple[float, float]:
         """Log odds ratio of a method less that of another (nats): mean over two or more tasks, and standard error over tasks."""
@@ -106,11 +110,8 @@ def draw(found: CausalGymTable, folder: Path) -> list[Path]:
     """Means over tasks; the intervals are over tasks (Student's t)."""
     series: dict[str, dict[str, tuple[float, float, float]]] = {"log odds ratio": {}, "selectivity": {}}
     for method in found.methods:
-        scores = [
-            [score for one in seeds for score in one.scores if score.test.method == method] for seeds in found.tasks.values()
-        ]
-        series["log odds ratio"][method] = _over_tasks([np.mean([each.test.log_odds for each in task]) for task in scores])
-        series["selectivity"][method] = _over_tasks([np.mean([each.selectivity for each in task]) for task in scores])
+        for name, values in found.means(method).items():
+            series[name][method] = _over_tasks(values)
     ax = plots.means(series, label="mean over tasks (nats)")
     return [export.save_figure(ax, found, folder, "causalgym")]
 
@@ -127,14 +128,18 @@ def describe(found: CausalGymTable) -> Described:
     first = next(iter(found.tasks.values()))[0]
     rows = []
     for method in found.methods:
-        scores = found.scores(method)
-        odds = np.mean([score.test.log_odds for score in scores])
-        rows.append((f"mean of {tasks} tasks, {method}", _numbers(odds, np.mean([score.selectivity for score in scores]))))
+        means = [f"{name} {_shown(values)}" for name, values in found.means(method).items()]
+        rows.append((f"mean of {tasks} tasks, {method}", ", ".join(means)))
         if method != DAS and tasks > 1:
             difference, error = found.difference(DAS, method)
             spread = error * stats.t.ppf(0.975, tasks - 1)
             wide = with_interval((difference, difference - spread, difference + spread), 2)
             rows.append((f"{DAS} minus {method}", f"log odds ratio {wide}, standard error over tasks {error:.2f}"))
+    for method in ("full swap", "difference of means"):
+        for trained in (DAS, STACKED):
+            if {method, trained} <= {*found.methods}:
+                pairs = zip(*(found.means(each)["selectivity"] for each in (method, trained)), strict=True)
+                rows.append((f"{method} minus {trained}, selectivity", _shown([one - other for one, other in pairs])))
     for task, seeds in found.tasks.items():
         for score in seeds[0].scores:
             over_words = with_interval((score.test.log_odds, *score.test.log_odds_interval), 2)
@@ -161,8 +166,9 @@ def _with_words(scores: TaskScores, value: float, by_pair: Sequence[float], othe
     return with_interval((value, *value_interval(np.array(by_pair) - np.array(other), scores.words)), 2)
 
 
-def _numbers(odds: Any, selectivity: Any) -> str:
-    return f"log odds ratio {odds:.2f}, selectivity {selectivity:.2f}"
+def _shown(values: Sequence[float]) -> str:
+    """The mean over tasks with its interval; without one for a single task."""
+    return with_interval(_over_tasks(values), 2) if len(values) > 1 else f"{values[0]:.2f}"
 
 
 STUDY = Study(

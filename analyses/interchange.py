@@ -136,9 +136,10 @@ class ControlStudy(Result):
         reports = self.tasks[task]
         return [both for each in reports for both in each.words], [str(each.seed) for each in reports for _ in each.words]
 
-    def mean(self, task: str, value: Callable[[ControlReport], float]) -> float:
-        """The mean over divisions of a number of every report."""
-        return float(np.mean([value(report) for report in self.tasks[task]]))
+    def mean(self, task: str, value: Callable[[ControlReport], float], digits: int) -> str:
+        """The mean over divisions of a number of every report, with its interval over several (Student's t)."""
+        values = [value(report) for report in self.tasks[task]]
+        return with_interval(mean_of_seeds(values), digits) if len(values) > 1 else f"{values[0]:.{digits}f}"
 
 
 def over_tasks(pieces: Pieces) -> ControlStudy:
@@ -172,8 +173,8 @@ def describe_controls(found: ControlStudy) -> Described:
             odds = with_finite_interval(found.log_odds(task, method))
             rows.append((f"{task}, {method}", f"{with_interval(found.accuracy(task, method))}, log odds ratio {odds}"))
             if method in reports[0].divergences:
-                elsewhere = found.mean(task, lambda report, method=method: report.divergences[method])
-                rows.append((f"{task}, {method}, divergence elsewhere", f"{elsewhere:.4f}"))
+                elsewhere = found.mean(task, lambda report, method=method: report.divergences[method], 4)
+                rows.append((f"{task}, {method}, divergence elsewhere", elsewhere))
         for method, over in ((STACKED, DAS), (STACKED, "full swap"), (DAS, "full swap")):
             rows.append((f"{task}, {method} minus {over}", with_interval(found.accuracy(task, method, over), 4)))
             if len(reports) > 1:
@@ -186,8 +187,8 @@ def describe_controls(found: ControlStudy) -> Described:
             selectivity = found.log_odds(task, method, f"{method}, arbitrary answers")
             rows.append((f"{task}, {method}, selectivity", with_finite_interval(selectivity)))
         for method in reports[0].directions:
-            cosine = found.mean(task, lambda report, method=method: report.directions[method])
-            rows.append((f"{task}, cosine of {STACKED} and {method}", f"{cosine:.3f}"))
+            cosine = found.mean(task, lambda report, method=method: report.directions[method], 3)
+            rows.append((f"{task}, cosine of {STACKED} and {method}", cosine))
     divisions = " and ".join(f"{len(reports)} on {task}" for task, reports in found.tasks.items())
     first = next(iter(found.tasks.values()))[0]
     sentence = (

@@ -18,10 +18,11 @@ from pathlib import Path
 from road_interp import plots
 from road_interp.cli.app import main_of
 from road_interp.measure import QueryKey, angles, query_key
+from road_interp.measure.intervals import mean_of_seeds
 from road_interp.plots import export
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2
-from road_interp.training.study import QUICK_CLASSIFICATION, Condition, Described, Piece, Pieces, Study
+from road_interp.training.study import QUICK_CLASSIFICATION, Condition, Described, Piece, Pieces, Study, with_interval
 from road_interp.training.study_runs import run_of
 
 SMOLLM2_CHANGES = (
@@ -57,14 +58,33 @@ def draw(found: QueryKeyStudy, folder: Path) -> list[Path]:
     return [export.save_figure(plots.query_key(each), each, folder, names[slug]) for slug, each in found.adapters.items()]
 
 
+BY_BLOCK = ("layers", "query_angles", "key_angles", "query_magnitudes", "key_magnitudes")
+
+
+def over_blocks(found: QueryKey, name: str) -> str:
+    """The correlation `name` over all planes, with the 95% interval of a jackknife over blocks where there are several."""
+    value, count = found.correlations()[name], len(found.layers)
+    if value is None:
+        return "undefined"
+    if count == 1:
+        return f"{value:.5f}"
+    left_out = [without(found, block).correlations()[name] for block in range(count)]
+    _, low, high = mean_of_seeds([count * value - (count - 1) * (each or 0.0) for each in left_out])
+    half = (high - low) / 2
+    return with_interval((value, max(value - half, -1.0), min(value + half, 1.0)), 5)
+
+
+def without(found: QueryKey, block: int) -> QueryKey:
+    """The planes of all blocks but one, by its place in `layers`."""
+    kept = {name: (*values[:block], *values[block + 1 :]) for name in BY_BLOCK if (values := getattr(found, name))}
+    return replace(found, **kept, queries=())
+
+
 def describe(found: QueryKeyStudy) -> Described:
-    rows = [
-        (f"{slug}: {name}", "undefined" if value is None else f"{value:.5f}")
-        for slug, each in found.adapters.items()
-        for name, value in each.correlations().items()
-    ]
+    rows = [(f"{slug}: {name}", over_blocks(each, name)) for slug, each in found.adapters.items() for name in each.correlations()]
     sentence = (
-        "Correlation of angles and of log magnitudes between query and key. Without a rotary encoding -1 (angles) and 1 "
+        "Correlation of angles and of log magnitudes between query and key of one training, with the 95% interval of a jackknife "
+        "over blocks. Without a rotary encoding -1 (angles) and 1 "
         "(magnitudes) follow from the symmetry of the gradient. A model with a rotary encoding and grouped keys, such as "
         "SmolLM2-135M, breaks it in two ways; in the pairs of the rotary encoding (rotary-pairs) only the grouped keys are left, "
         "with Adam: by plain gradient descent their angles would mirror the mean over the heads of a group."

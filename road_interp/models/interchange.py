@@ -30,10 +30,11 @@ class RoadInterchangeIntervention(SubspaceInterchange):
     """Distributed interchange intervention (paper, section 3.2) with a RoAd rotation: `R^-1 (R b with coordinates from R s)`.
 
     `b` is the base state and `s` the source state. `R` is a stack of plane rotations (`road_interp.rotation.butterfly`): RoAd at
-    depth 1, and closer to an arbitrary rotation with more levels. Coordinates are swapped individually, not as whole planes of a
-    single level, because swapping a whole plane gives the same result at every angle. There are no scales, because the scales of
-    one level cancel in any interchange. The result is computed as `b + R^-1 S R (s - b)`, where `S` selects the swapped
-    coordinates, so that a source equal to the base leaves the state bitwise unchanged.
+    depth 1, and closer to an arbitrary rotation with more levels, as the products of BOFT and GOFT, which multiply weights.
+    Coordinates are swapped individually, not as whole planes of a single level, because swapping a whole plane gives the same
+    result at every angle. There are no scales, because the scales of one level cancel in any interchange. The result is computed
+    as `b + R^-1 S R (s - b)`, where `S` selects the swapped coordinates, so that a source equal to the base leaves the state
+    bitwise unchanged.
 
     Usable in any `pyvene.IntervenableConfig`: as an instance everywhere, as a type where pyvene knows the width of the component.
     The angles stay in fp32 for every dtype of the model; the states keep their dtype.

@@ -10,9 +10,10 @@ de Bruijn graph: Imase & Itoh 1981). After `k` riffles a dimension influences `2
 of two, such as 576.
 
 Products of sparse rotations that reach all dimensions in about log2(width) levels are known from fine-tuning: BOFT (Liu et al.
-2024, butterflies of Cayley blocks, in PEFT) and GOFT (Ma et al. 2024, Givens rotations) multiply weights by them. Here the stack
-acts on states, its depth is free, any even width will do, and chosen coordinates are swapped. A stack of `depth` levels has no
-more than `depth * width / 2` degrees of freedom, so that its rows are arbitrary directions only while they are few.
+2024, butterflies of Cayley blocks, in PEFT) and GOFT (Ma et al. 2024, Givens rotations) multiply weights by them. The number of
+BOFT's factors can be chosen as the depth can here. What differs is that the stack acts on states, that any even width will do,
+and that chosen coordinates are swapped. A stack of `depth` levels has no more than `depth * width / 2` degrees of freedom, so
+that its rows are arbitrary directions only while they are few.
 
 Notation: `theta` has shape `(depth, planes)`, in radians; `R` is the whole stack, an orthogonal matrix.
 """
