@@ -136,22 +136,25 @@ def share_legend(panels: Sequence[Axes]) -> None:
 
 
 def describe(found: DriftStudy) -> Described:
-    def over_seeds(reports: list[DriftReport], layer: int, before_norm: bool) -> str:
-        places = [each.place(layer, before_norm) for each in reports]
+    def over_seeds(name: str, places: list[ReadPointDrift]) -> list[tuple[str, str]]:
         angle, size = (_spread([getattr(place, quantity)[0] for place in places]) for quantity in ("angle", "dM"))
+        rows = [(name, f"{with_interval(angle, 1)} degrees, dM {with_interval(size)}")]
         ratios = [ratio[0] for place in places if not place.norm_is_pinned and (ratio := place.over_null)]
-        null = f", {with_interval(_spread(ratios), 2)} of an isotropic change" if ratios else ""
-        if ratios and len(ratios) < len(places):  # texts that turn by 90 degrees or more have no null
-            null = f", no isotropic change of that angle in {len(places) - len(ratios)} of {len(places)} seeds"
-        return f"{with_interval(angle, 1)} degrees, dM {with_interval(size)}{null}"
+        if ratios:
+            null = with_interval(_spread(ratios), 2)
+            if len(ratios) < len(places):  # texts that turn by 90 degrees or more have no null
+                null = f"no isotropic change of that angle in {len(places) - len(ratios)} of {len(places)} seeds"
+            rows.append((f"{name}, dM over that of an isotropic change", null))
+        return rows
 
     named: dict[str, list[DriftReport]] = {}
     for each in found.reports:
         named.setdefault(each.tuned, []).append(each)
     rows = [
-        (f"{name}: {place.name}", over_seeds(reports, place.layer, place.before_norm))
+        row
         for name, reports in named.items()
         for place in reports[0].places
+        for row in over_seeds(f"{name}: {place.name}", [each.place(place.layer, place.before_norm) for each in reports])
     ]
     for name, reports in named.items():
         rows.append((f"{name}: against an isotropic change", _compared(reports, against_null)))

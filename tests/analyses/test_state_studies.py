@@ -133,7 +133,10 @@ def test_drift(known, command, moved, tmp_path):
     assert [report.tuned for report in shown.reports] == names[:3]  # controls are in no grid
     assert "After a LayerNorm the norm is set by construction" in output["sentence"]
     methods = {report.tuned for report in found.reports}
-    assert len(output["numbers"]) == sum(len(report.places) for report in found.reports) + 2 * len(methods)
+    places = [place for report in found.reports for place in report.places]
+    with_null = [place for place in places if not place.norm_is_pinned and place.over_null]
+    assert sum(name.endswith("dM over that of an isotropic change") for name in output["numbers"]) == len(with_null) > 0
+    assert len(output["numbers"]) == len(places) + len(with_null) + 2 * len(methods)
     against = {f"{each}: against an isotropic change" for each in methods}
     assert against <= set(output["numbers"])
     assert output["numbers"]["pretrained against itself: against an isotropic change"] == "unchanged in 0, 1"
