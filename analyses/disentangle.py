@@ -59,6 +59,7 @@ def draw(found: DisentangleReport, folder: Path) -> list[Path]:
 
 COMPARED = (  # what norms say, beside as many numbers that hold the direction, and beside the states
     ("as many random directions", "norms at all read points"),
+    ("a random direction at all read points", "norms at all read points"),
     ("states", "norms at all read points"),
     ("states", "chunk norms at all read points"),
     ("states", "chunk norms in a random basis"),

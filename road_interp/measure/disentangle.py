@@ -12,7 +12,7 @@ from jaxtyping import Float
 from road_interp.arguments import check_argument, checked_reports
 from road_interp.data.metrics import METRICS
 from road_interp.errors import InputError
-from road_interp.measure.frozen_states import SPLITS, Features, SplitFeatures, random_basis
+from road_interp.measure.frozen_states import DRAWS, SPLITS, Features, SplitFeatures, random_basis
 from road_interp.measure.intervals import joined_seeds, mean_over_seeds
 from road_interp.measure.linear_probe import fit_probe
 from road_interp.measure.two_layer_classifier import ARMS, FULL, MAGNITUDE, RANDOM, train_arm
@@ -20,7 +20,6 @@ from road_interp.progress import Progress, silent
 from road_interp.results import Result, entry
 
 CONSTANT = "constant answer"
-DRAWS = 20  # of random directions
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,8 @@ def _correlation(means: Float[np.ndarray, "moments columns"]) -> Float[np.ndarra
 def probe_inputs(features: Features) -> dict[str, Float[np.ndarray, "draws texts numbers"]]:
     """Inputs of the probes: states, directions, and magnitudes as one number or several.
 
-    As many random directions of the state as there are norms are the control of their number, in DRAWS draws; others have one.
+    Two controls of the norms are drawn DRAWS times, others have one draw: as many random directions of the state, for their
+    number, and one random direction at every read point, for the places where they are read.
     """
     norm = np.linalg.norm(features.states, axis=1, keepdims=True)
     unit = features.states / np.maximum(norm, 1e-12)
@@ -195,6 +195,7 @@ def probe_inputs(features: Features) -> dict[str, Float[np.ndarray, "draws texts
         "norm": norm,
         "norms at all read points": features.norms,
         "as many random directions": features.states @ directions,
+        "a random direction at all read points": features.random_directions,
         "chunk norms at the last block": np.linalg.norm(of_state, axis=2),
         "chunk norms at all read points": chunks,
         "chunk norms over the whole norm": shares.reshape(len(unit), -1),
@@ -310,9 +311,11 @@ def _check_split(name: str, split: Features, pretrained: Features, num_labels: i
     if split.states.shape[1] % split.chunk_norms.shape[2]:
         chunks = split.chunk_norms.shape[2]
         raise InputError(f"{name}: states of width {split.states.shape[1]} do not divide into {chunks} heads")
-    if not len(split.states) == len(split.chunk_norms) == len(split.random_chunk_norms) == len(split.labels):
-        raise InputError(f"{name}: {len(split.states)} states, {len(split.chunk_norms)} norms, {len(split.labels)} labels")
-    read = (split.states, split.chunk_norms, split.random_chunk_norms, split.labels)
+    directions = split.random_directions.shape[1]
+    if not len(split.states) == len(split.chunk_norms) == len(split.random_chunk_norms) == directions == len(split.labels):
+        sizes = f"{len(split.states)} states, {len(split.chunk_norms)} norms, {directions} directions, {len(split.labels)} labels"
+        raise InputError(f"{name}: {sizes}")
+    read = (split.states, split.chunk_norms, split.random_chunk_norms, split.random_directions, split.labels)
     if not all(np.isfinite(values).all() for values in read):
         raise InputError(f"{name}: a state, norm or label is not finite")
     if num_labels > 1 and not (split.labels.dtype.kind in "iu" and np.isin(split.labels, np.arange(num_labels)).all()):

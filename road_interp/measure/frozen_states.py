@@ -29,6 +29,7 @@ from road_interp.models.hidden_states import (
 from road_interp.sites.module_tree import text_config
 
 SPLITS = ("train", "validation", "test")
+DRAWS = 20  # of random directions
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Features:
         chunk_norms: L2 norms of the text's state at every read point (`hidden_states.find_read_points`), in as many
             chunks of the residual stream as there are attention heads. A chunk's norm depends on the direction of the state, too.
         random_chunk_norms: the same in a random orthonormal basis, whose chunks have no meaning of their own.
+        random_directions: the coordinate of the text's state at every read point along a random unit vector, in DRAWS draws.
         labels: class indices, or numbers for regression.
         place: name of the read point of `states` (`hidden_states.ReadPoint`).
     """
@@ -47,6 +49,7 @@ class Features:
     states: Float[np.ndarray, "texts width"]
     chunk_norms: Float[np.ndarray, "texts places chunks"]
     random_chunk_norms: Float[np.ndarray, "texts places chunks"]
+    random_directions: Float[np.ndarray, "draws texts places"]
     labels: Shaped[np.ndarray, " texts"]
     place: str = ""
 
@@ -66,7 +69,8 @@ def read_features(
 
     A normalisation after the last block, as in Llama, is not applied, because it would remove the magnitude. A normalisation at
     the end of each block, as in BERT, sets the norm of the block's output; `before_norm` reads the input of the last one instead.
-    The norms before and after it are part of `chunk_norms` and `random_chunk_norms` in either case.
+    The norms before and after it are part of `chunk_norms` and `random_chunk_norms` in either case, and so are the coordinates
+    of `random_directions`.
 
     Args:
         model: a transformers model, or a RoadModel (with its rotations) or PEFT model around one.
@@ -84,7 +88,7 @@ def read_features(
     check_argument("measure.read_features", base, PreTrainedModel, "a transformers model, a RoadModel or a PEFT model")
     if token not in ("first", "last", "mean"):
         raise InputError(f"token '{token}' has no state per text; use first, last or mean")
-    states, norms, random_norms, labels, points = [], [], [], [], None
+    states, norms, random_norms, directions, labels, points = [], [], [], [], [], None
     check_batches("read_features", batches)
     heads = getattr(text_config(base), "num_attention_heads", None)
     if heads is None:
@@ -109,13 +113,16 @@ def read_features(
         basis = random_basis(width).to(read[-1])
         norms.append(_chunk_norms(read, heads))
         random_norms.append(_chunk_norms([each @ basis for each in read], heads))
+        drawn = torch.stack([random_basis(width, seed)[:, torch.arange(len(read)) % width] for seed in range(DRAWS)]).to(read[-1])
+        directions.append(torch.einsum("ptw,dwp->dtp", torch.stack(read), drawn).cpu().numpy())
         states.append(read[-1 - before_norm].cpu().numpy())
         labels.append(batch["labels"].cpu().numpy())
     if points is None:
         raise InputError("there are no texts to read states of")
     place = points[-1 - before_norm].name
     chunk_norms, random_chunk_norms = np.concatenate(norms), np.concatenate(random_norms)
-    return Features(np.concatenate(states), chunk_norms, random_chunk_norms, np.concatenate(labels), place)
+    random_directions = np.concatenate(directions, 1)
+    return Features(np.concatenate(states), chunk_norms, random_chunk_norms, random_directions, np.concatenate(labels), place)
 
 
 def _chunk_norms(states: Sequence[Float[Tensor, "texts width"]], heads: int) -> Float[np.ndarray, "texts places chunks"]:

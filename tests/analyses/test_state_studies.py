@@ -36,7 +36,7 @@ def test_disentangle(command, workplace, tmp_path, monkeypatch):
     command("disentangle", *overrides)
     content = json.loads((tmp_path / "figures" / "disentangle-mood.json").read_text())
     assert (content["metric"], content["seeds"], len(content["labels"])) == ("matthews", [0], 16)
-    assert [outcome["numbers"] for outcome in content["outcomes"]] == [32, 32, 32, 1, 32, 32, 1, 4, 4, 4, 16, 16, 16, 52, 0]
+    assert [outcome["numbers"] for outcome in content["outcomes"]] == [32, 32, 32, 1, 32, 32, 1, 4, 4, 4, 4, 16, 16, 16, 52, 0]
     output = command("disentangle-before-norm", *overrides)
     assert [Path(path).stem for path in output["figures"]] == ["disentangle-mood-before-norm"]
     before = json.loads((tmp_path / "figures" / "disentangle-mood-before-norm.json").read_text())

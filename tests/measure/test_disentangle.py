@@ -35,7 +35,8 @@ LABELS = {
 def features(states, labels):
     chunks = states.reshape(len(states), 1, HEADS, -1)
     norms = np.linalg.norm(chunks, axis=-1)
-    return Features(states, norms, norms[..., ::-1], labels)
+    directions = np.stack([states @ random_basis(WIDTH, seed)[:, :1].numpy() for seed in range(20)])
+    return Features(states, norms, norms[..., ::-1], directions, labels)
 
 
 def synthetic(kind, seed=0):
@@ -121,6 +122,7 @@ def test_the_outcomes_say_what_was_seen_and_chosen(direction):
         "norm": 1,
         "norms at all read points": 1,
         "as many random directions": 1,
+        "a random direction at all read points": 1,
         "chunk norms at the last block": 2,
         "chunk norms at all read points": 2,
         "chunk norms over the whole norm": 2,
@@ -129,7 +131,8 @@ def test_the_outcomes_say_what_was_seen_and_chosen(direction):
     }
     assert all(len(outcome.chosen) == 2 and len(outcome.predictions) == 800 for outcome in direction.arms)
     draws = {outcome.name: len(outcome.chosen) for outcome in direction.probes}
-    assert draws == {**dict.fromkeys(draws, 1), "as many random directions": 20}
+    drawn = ("as many random directions", "a random direction at all read points")
+    assert draws == {**dict.fromkeys(draws, 1), **dict.fromkeys(drawn, 20)}
     assert all(len(outcome.predictions) == 400 * len(outcome.chosen) for outcome in direction.probes)
     share = np.mean(direction.labels)
     assert direction.chance in (pytest.approx(share), pytest.approx(1 - share))
@@ -278,6 +281,12 @@ def test_features_of_bert_are_read_before_its_norms_too():
     for seed in (0, 19):
         basis = random_basis(found.states.shape[1], seed).numpy()
         np.testing.assert_allclose(found.states @ basis[:, :4], directions[seed], rtol=1e-4)
+    of_places = inputs["a random direction at all read points"]
+    assert of_places.shape == directions.shape
+    np.testing.assert_array_equal(of_places, probe_inputs(before)["a random direction at all read points"])
+    for column, state in enumerate(read_states(model, places, token_batch(6))):
+        expected = state[:, 0].detach() @ random_basis(found.states.shape[1], 19)[:, column]
+        np.testing.assert_allclose(of_places[19, :, column], expected, rtol=1e-4, atol=1e-5)
     for each, column in ((found, 3), (before, 2)):  # chunk norms are of the states that were read, in both cases
         np.testing.assert_allclose(probe_inputs(each)["chunk norms at the last block"][0], each.chunk_norms[:, column], rtol=1e-4)
 
@@ -357,7 +366,9 @@ def test_heads_that_do_not_divide_the_state_and_no_texts_are_refused():
 
 SPLITS = synthetic("direction")
 TEST = SPLITS["test"]
-NO_TEXTS = Features(TEST.states[:0], TEST.chunk_norms[:0], TEST.random_chunk_norms[:0], TEST.labels[:0])
+NO_TEXTS = Features(
+    TEST.states[:0], TEST.chunk_norms[:0], TEST.random_chunk_norms[:0], TEST.random_directions[:, :0], TEST.labels[:0]
+)
 
 
 def spoiled(**changes):
@@ -376,12 +387,19 @@ def spoiled(**changes):
         (SPLITS, {0: spoiled(labels=1 - TEST.labels)}, {}, r"random\[0\], test: other texts or another width"),
         (SPLITS, {0: spoiled(place="block 1")}, {}, r"random\[0\], test: states of block 1, those of the pretrained"),
         (spoiled(chunk_norms=TEST.chunk_norms[..., [0, 1, 1]]), {0: SPLITS}, {}, "of width 8 do not divide into 3 heads"),
-        (spoiled(labels=TEST.labels[1:]), {0: SPLITS}, {}, "features, test: 400 states, 400 norms, 399 labels"),
+        (spoiled(labels=TEST.labels[1:]), {0: SPLITS}, {}, "features, test: 400 states, 400 norms, 400 directions, 399 labels"),
         (
             spoiled(states=TEST.states * np.float32("nan")),
             {0: SPLITS},
             {},
             "features, test: a state, norm or label is not finite",
+        ),
+        (spoiled(random_directions=TEST.random_directions * np.inf), {0: SPLITS}, {}, "a state, norm or label is not finite"),
+        (
+            spoiled(random_directions=TEST.random_directions[:, 1:]),
+            {0: SPLITS},
+            {},
+            "400 states, 400 norms, 399 directions, 400 labels",
         ),
         (spoiled(labels=TEST.labels + 1), {0: SPLITS}, {}, "test: a label is not one of the classes 0 to 1"),
         (spoiled(labels=TEST.labels / 1), {0: SPLITS}, {}, "test: a label is not one of the classes 0 to 1"),
@@ -414,7 +432,7 @@ def test_the_study_is_drawn(direction):
     assert ticks[-1] == "unit states and all norms (11)"
     arms, probes = (container.lines[0] for container in ax.containers)
     assert arms.get_xdata().tolist() == [direction.score(arm)[0] for arm in ARMS]
-    assert probes.get_ydata().tolist() == list(range(4, 14))
+    assert probes.get_ydata().tolist() == list(range(4, 15))
     assert arms.get_color() != probes.get_color()
     (dashed,) = [line for line in ax.lines if line.get_linestyle() == "--"]
     assert dashed.get_xdata()[0] == direction.chance
