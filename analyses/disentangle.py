@@ -63,6 +63,7 @@ COMPARED = (  # what norms say, beside as many numbers that hold the direction, 
     ("states", "norms at all read points"),
     ("states", "chunk norms at all read points"),
     ("states", "chunk norms in a random basis"),
+    ("chunk norms at all read points", "chunk norms in a random basis"),
 )
 
 
