@@ -20,6 +20,7 @@ from road_interp.cli.app import main_of
 from road_interp.errors import InputError
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy
 from road_interp.plots import export
+from road_interp.sources import is_here
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, needs, with_interval
 from road_interp.training.study_runs import run_of
 
@@ -148,14 +149,15 @@ MPNET = replace(
     title="Two tasks on one hidden state of MPNet",
     question="How much accuracy do two tasks lose when they share one hidden state of a larger model and are active together?",
     caveat=(
-        "One model, two tasks on 4,000 film reviews each, and three seeds. Tasks that are trained alone own all planes, and so twice "
-        "as many trained values; what half of the planes cost is not told apart from the rest. Nothing is tuned for two tasks."
+        "One model, two tasks on 4,000 film reviews each, and two of three seeds. Tasks that are trained alone own all planes, and so "
+        "twice as many trained values; what half of the planes cost is not told apart from the rest. Nothing is tuned for two tasks."
     ),
     conditions={
         slug: replace(STUDY.conditions[slug], overrides=(*STUDY.conditions[slug].overrides, *ON_MPNET))
         for slug in ("coact-0.5", *ALONE)
     },
     draw=partial(draw, name="multitask-accuracy-mpnet"),
+    applies=lambda recipe: is_here(recipe.model.id),
     minutes=150,
     seeds=(0, 1, 2),
 )
