@@ -149,9 +149,8 @@ MPNET = replace(
     title="Two tasks on one hidden state of MPNet",
     question="How much accuracy do two tasks lose when they share one hidden state of a larger model and are active together?",
     caveat=(
-        "One model, two tasks on 4,000 film reviews each, and two of three seeds. Tasks that are trained alone own all planes, "
-        "and so twice as many trained values; what half of the planes cost is not told apart from the rest. Nothing is tuned "
-        "for two tasks."
+        "One model, two tasks on 4,000 film reviews each, and two of three seeds, nothing tuned for two tasks. Tasks that are "
+        "trained alone own all planes, and so twice as many trained values."
     ),
     conditions={
         slug: replace(STUDY.conditions[slug], overrides=(*STUDY.conditions[slug].overrides, *ON_MPNET))

@@ -125,7 +125,10 @@ def _print_studies(as_json: bool) -> None:
         rows = [{**{key: getattr(each, key) for key in shown}, "recipe": _recipe(each)} for each in known]
         print(json.dumps({"studies": rows}))
         return
-    table = Table("study", "question", "recipe", "minutes", title="Studies; minutes on two cores")
+    table = Table(title="Studies; minutes on two cores")
+    table.add_column("study", no_wrap=True)  # a name that is cut cannot be given back
+    for column in ("question", "recipe", "minutes"):
+        table.add_column(column, overflow="fold")
     for each in known:
         table.add_row(each.name, each.question, _recipe(each), str(each.minutes))
     console.print(table)
