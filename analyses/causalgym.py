@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -22,7 +21,7 @@ from road_interp.causal.methods import DAS, STACKED
 from road_interp.causal.template_pairs import load_pairs
 from road_interp.cli.app import main_of
 from road_interp.files import read_json_object
-from road_interp.measure.intervals import value_interval
+from road_interp.measure.intervals import mean_of_seeds, value_interval
 from road_interp.plots import export
 from road_interp.results import Result
 from road_interp.sources import SMOLLM2
@@ -116,11 +115,9 @@ def draw(found: CausalGymTable, folder: Path) -> list[Path]:
     return [export.save_figure(ax, found, folder, "causalgym")]
 
 
-def _over_tasks(values: Sequence[Any]) -> tuple[float, float, float]:
+def _over_tasks(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and its 95% interval by Student's t; of one value, no interval."""
-    mean = float(np.mean(values))
-    spread = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-    return mean, mean - spread, mean + spread
+    return mean_of_seeds(values) if len(values) > 1 else (values[0],) * 3
 
 
 def describe(found: CausalGymTable) -> Described:

@@ -279,7 +279,7 @@ def test_a_forward_that_is_changed_in_the_class_is_called(monkeypatch, scope):
     plain = layer(STATE)
     assert torch.equal(wrapped(), plain + 1)
     first = wrappers["layer"]
-    assert wrapped() is not None
+    assert torch.equal(wrapped(), plain + 1)
     assert wrappers["layer"] is first
     monkeypatch.setattr(Layer, "forward", lambda self, state: -nn.Linear.forward(self, state))
     assert torch.equal(wrapped(), -plain + 1)

@@ -78,7 +78,7 @@ def deberta_v3(**changes):
 
 
 @pytest.mark.parametrize("rows", [2, 3, 4])
-def test_as_many_streams_as_rows_are_not_the_rows(rows):
+def test_as_many_streams_as_rows_are_not_the_rows(rows, monkeypatch):
     """Gemma-3n's blocks return (4 streams, rows, tokens, width)."""
     torch.manual_seed(0)
     base = gemma_3n()
@@ -92,6 +92,10 @@ def test_as_many_streams_as_rows_are_not_the_rows(rows):
     ):
         with pytest.raises(InputError, match=f"does not begin with the {rows} rows of the batch"):
             call()
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.compiler, "is_compiling", lambda: True)  # the path of compiled code
+            with pytest.raises(InputError, match=f"does not begin with the {rows} rows of the batch"):
+                call()
     whole = rotated(ids)[1].logits
     for row in range(rows):
         assert torch.allclose(rotated({"input_ids": ids["input_ids"][row : row + 1]})[1].logits[0], whole[row], atol=1e-5)
