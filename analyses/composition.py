@@ -103,6 +103,11 @@ def conditions() -> dict[str, Condition]:
             found[f"{count}-tasks_{slug}"] = Condition(name, (*found[slug].overrides, *tasks(*TASKS[count])), of, seeds=3)
         name, of = f"{count} tasks: undivided, tokens of all other tasks left out", partial(undivided, left_out="all")
         found[f"{count}-tasks_undivided_others-left-out"] = Condition(name, tasks(*TASKS[count]), of, seeds=3)
+    changes = (*found[MAIN].overrides, *tasks(*TASKS[3]))
+    name = "3 tasks: planes, co-activation 0.5"
+    found[f"3-tasks_{MAIN}{FASTER}"] = Condition(f"{name}, rate 0.01", (*changes, *faster), seeds=3)
+    of = partial(planes, others_left_out=True)
+    found[f"3-tasks_{MAIN}_others-left-out"] = Condition(f"{name}, tokens of all other tasks left out", changes, of, seeds=3)
     for slug, of in compared.items():
         changes = (*found[slug].overrides, *GEMMA)
         found[f"gemma-3-270m_{slug}"] = Condition(f"Gemma-3-270M: {found[slug].name}", changes, of, seeds=3)
@@ -166,13 +171,16 @@ def bank(found: CompositionStudy) -> CompositionReport | None:
 
 def describe(found: CompositionStudy) -> Described:
     rows = []
-    divided = {(each.model, each.tasks): each for slug, each in found.reports.items() if slug.endswith(MAIN)}
+    divided, faster = (
+        {(each.model, each.tasks): each for slug, each in found.reports.items() if slug.endswith(end)}
+        for end in (MAIN, MAIN + FASTER)
+    )
     for slug, each in found.reports.items():
         name = name_of(each)
         rows += values_of(name, each)
         rows += differences_of(f"{name} minus planes", each, divided.get((each.model, each.tasks), each))
         if FASTER in slug:
-            rows += differences_of(f"{name} minus planes at that rate", each, found.reports.get(MAIN + FASTER, each))
+            rows += differences_of(f"{name} minus planes at that rate", each, faster.get((each.model, each.tasks), each))
     always, own = (found.reports.get(slug) for slug in ("planes_coact-1", "undivided_own-loss"))
     if always and own:  # whose examples all leave out the other task's tokens
         rows += differences_of(f"{name_of(own)} minus planes, co-activation 1", own, always)

@@ -66,6 +66,22 @@ def test_three_adapters_by_name_and_differences_by_division(known):
     assert not any("by name" in row for row, _ in study.describe(study.report(pieces))[1])
 
 
+def test_rates_are_compared_with_planes_of_the_same_model_and_tasks(known):
+    study = known["composition"]
+    slow, fast = composition_report(0), composition_report(0, with_both_tasks)
+    other_slow, other_fast = (replace(report, model="n") for report in (fast, slow))
+    pieces = {"planes_coact-0.5": [slow], "planes_coact-0.5_rate-0.01": [fast], "undivided_own-loss_rate-0.01": [fast]}
+    pieces |= {f"3-tasks_{slug}": [other] for slug, other in zip(pieces, (other_slow, other_fast), strict=False)}
+    numbers = dict(study.describe(study.report(pieces))[1])
+    differences = {row: value[:6] for row, value in numbers.items() if row.endswith(("planes: label", "rate: label"))}
+    assert differences == {
+        "m, planes, co-activation 0.5, rate 0.01 minus planes: label": "-1.000",
+        "m, undivided, loss of own tokens, rate 0.01 minus planes: label": "-1.000",
+        "m, undivided, loss of own tokens, rate 0.01 minus planes at that rate: label": "0.000 ",
+        "n, 3 tasks: planes, co-activation 0.5, rate 0.01 minus planes: label": "1.000 ",
+    }
+
+
 def test_conditions_of_the_composition(known, monkeypatch, tmp_path):
     """One step for every eight examples; low ranks, and conditions that name one, have learning rates of their own."""
     study = known["composition"]
