@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from road_interp import plots
 from road_interp.causal.method_scores import TaskScores, score_methods
@@ -92,14 +91,6 @@ class CausalGymTable(Result):
             "selectivity": [float(np.mean([each.selectivity for each in seeds])) for seeds in by_task],
         }
 
-    def difference(self, method: str, other: str) -> tuple[float, float]:
-        """Log odds ratio of a method less that of another (nats): mean over two or more tasks, and standard error over tasks."""
-        differences = [
-            np.mean([one.of(method).test.log_odds - one.of(other).test.log_odds for one in seeds])
-            for seeds in self.tasks.values()
-        ]
-        return float(np.mean(differences)), float(np.std(differences, ddof=1) / np.sqrt(len(differences)))
-
 
 def over_tasks(pieces: Pieces) -> CausalGymTable:
     return CausalGymTable({task: tuple(found) for task, found in pieces.items()})
@@ -125,18 +116,13 @@ def describe(found: CausalGymTable) -> Described:
     first = next(iter(found.tasks.values()))[0]
     rows = []
     for method in found.methods:
-        means = [f"{name} {_shown(values)}" for name, values in found.means(method).items()]
-        rows.append((f"mean of {tasks} tasks, {method}", ", ".join(means)))
-        if method != DAS and tasks > 1:
-            difference, error = found.difference(DAS, method)
-            spread = error * stats.t.ppf(0.975, tasks - 1)
-            wide = with_interval((difference, difference - spread, difference + spread), 2)
-            rows.append((f"{DAS} minus {method}", f"log odds ratio {wide}, standard error over tasks {error:.2f}"))
-    for method in ("full swap", "difference of means"):
-        for trained in (DAS, STACKED):
-            if {method, trained} <= {*found.methods}:
-                pairs = zip(*(found.means(each)["selectivity"] for each in (method, trained)), strict=True)
-                rows.append((f"{method} minus {trained}, selectivity", _shown([one - other for one, other in pairs])))
+        rows += [(f"mean of {tasks} tasks, {method}, {name}", _shown(values)) for name, values in found.means(method).items()]
+    compared = [(DAS, method, "log odds ratio") for method in found.methods if method != DAS]
+    compared += [(one, trained, "selectivity") for one in ("full swap", "difference of means") for trained in (DAS, STACKED)]
+    for one, other, name in compared:
+        if {one, other} <= {*found.methods}:
+            differences = np.subtract(found.means(one)[name], found.means(other)[name])
+            rows.append((f"{one} minus {other}, {name}", _shown(differences.tolist())))
     for task, seeds in found.tasks.items():
         for score in seeds[0].scores:
             over_words = with_interval((score.test.log_odds, *score.test.log_odds_interval), 2)
@@ -145,7 +131,7 @@ def describe(found: CausalGymTable) -> Described:
             rows.append((f"{task}, {score.test.method}", f"log odds ratio {over_words}, selectivity {selectivity}, {place}"))
         das, stacked = (seeds[0].of(method).test for method in (DAS, STACKED))
         apart = _with_words(seeds[0], das.log_odds - stacked.log_odds, das.log_odds_by_pair, stacked.log_odds_by_pair)
-        rows.append((f"{task}, {DAS} minus {STACKED}", f"log odds ratio {apart}"))
+        rows.append((f"{task}, {DAS} minus {STACKED}, log odds ratio", apart))
         rows.append((f"{task}, different words in the test pairs", str(len({word for both in seeds[0].words for word in both}))))
     sentence = (
         f"Log odds ratio (nats) and its selectivity, at the block of {', '.join(map(str, first.layers))} with the highest log "

@@ -240,11 +240,9 @@ def describe_cost(found: CostReport) -> Described:
     rows = []
     for each in found.methods:
         low, middle, high = np.percentile(each.seconds, (25, 50, 75)) * 1e3
+        rows.append((each.method, f"{middle:.3g} ms [{low:.3g}, {high:.3g}]"))
         known = "an unknown number" if each.effective is None else f"{each.effective:,}"  # in results of 0.1.0
-        values = f"{known} of {each.parameters:,} trained values with effect"
-        rows.append((each.method, f"{middle:.3g} ms [{low:.3g}, {high:.3g}], {values}"))
-        if "RoAd" in each.method and each.effective is not None:
-            rows.append((f"{each.method}, trained values with effect", f"{each.effective:,} of {each.parameters:,}"))
+        rows.append((f"{each.method}, trained values with effect", f"{known} of {each.parameters:,}"))
     sentence = (
         f"Time of a forward and backward pass of interchanges, without a model: width {found.width}, batch {found.batch}, "
         f"{found.threads} thread{'s' * (found.threads > 1)} (median and quartiles of {len(found.methods[0].seconds)} rounds, of "
