@@ -149,7 +149,7 @@ MPNET = replace(
     title="Two tasks on one hidden state of MPNet",
     question="How much accuracy do two tasks lose when they share one hidden state of a larger model and are active together?",
     caveat=(
-        "One model, two tasks on 4,000 film reviews each, and two of three seeds, nothing tuned for two tasks. Tasks that are "
+        "One model, two tasks on 4,000 film reviews each, and three seeds, nothing tuned for two tasks. Tasks that are "
         "trained alone own all planes, and so twice as many trained values."
     ),
     conditions={

@@ -62,7 +62,7 @@ STUDY = Study(
     title="Behaviour by strength of the rotation",
     question="From which strength of a rotation on does a model show the behaviour that it was trained for?",
     caveat=(
-        "One model, one artificial behaviour, 600 training examples and one seed. Trained was strength 1 only; other behaviours "
+        "One model, one artificial behaviour, 600 training examples and one seed. It was trained at strength 1 only; other behaviours "
         "may begin elsewhere."
     ),
     recipe="composition-smollm2",

@@ -230,7 +230,7 @@ def _road_config(values: AdapterValues, base: PreTrainedModel | None, modules_to
     try:
         from peft import RoadConfig
     except ImportError:
-        raise InputError("writing PEFT folders needs PEFT: pip install 'road-interp[peft]'") from None
+        raise InputError("writing PEFT folders needs PEFT: pip install peft") from None
     return RoadConfig(
         variant=values.variant,
         group_size=values.group_size,

@@ -94,7 +94,7 @@ class ThroughputMethods:
         try:
             import peft
         except ImportError:
-            raise InputError("the benchmark compares with PEFT: pip install 'road-interp[peft]'") from None
+            raise InputError("the benchmark compares with PEFT: pip install peft") from None
         settings = getattr(peft, config)(target_modules=self._kinds, **options)
         # Adapters in the dtype of the base: with those in fp32, PEFT's RoAd cannot mix them in bf16.
         model: Any = peft.get_peft_model(_shared_copy(self.base), settings, adapter_name=names[0], autocast_adapter_dtype=False)

@@ -90,7 +90,12 @@ class VariableCoordinates:
         return [[self.variables.index(name) for name in known_names(text, self.counts, "variable")] for text in names]
 
     def road(self, width: int, **options: Any) -> RoadInterchangeIntervention:
-        """An interchange of these coordinates of a stack of plane rotations; `options` are its depth, seed and spread."""
+        """An interchange of these coordinates of a stack of plane rotations.
+
+        Args:
+            width: of the state.
+            options: its depth (1 by default, where a coordinate mixes two neurons only), seed and spread.
+        """
         return self._named(
             RoadInterchangeIntervention(width, rows=self.rows(width), subspace_partition=self.partition, **options)
         )
