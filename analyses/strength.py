@@ -62,8 +62,8 @@ STUDY = Study(
     title="Behaviour by strength of the rotation",
     question="From which strength of a rotation on does a model show the behaviour that it was trained for?",
     caveat=(
-        "One model, one artificial behaviour, 600 training examples and one seed. It was trained at strength 1 only; other behaviours "
-        "may begin elsewhere."
+        "One model, one artificial behaviour, 600 training examples and one seed. It was trained at strength 1 only; other "
+        "behaviours may begin elsewhere."
     ),
     recipe="composition-smollm2",
     conditions={"closing": Condition("closing alone", ("tasks={closing: {behaviour: closing}}",), seeds=1)},

@@ -18,7 +18,6 @@ from road_interp.causal.interchange_runs import Interchange, InterchangeRuns
 from road_interp.causal.trained_values import count_trained_values
 from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError, did_you_mean
-from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.progress import Progress, prefixed, silent
 from road_interp.results import Result
 
@@ -114,10 +113,10 @@ def _check_new(interchange: nn.Module, trained: list[nn.Module]) -> None:
         raise InputError(f"causal.scan: make returned an interchange that was trained at another place; {FIXED}")
 
 
-def _train(runs: InterchangeRuns, interchange: nn.Module, training: Mapping[str, Any]) -> None:
+def _train(runs: InterchangeRuns, interchange: Any, training: Mapping[str, Any]) -> None:
     """Train an interchange, and harden its mask, if it has one."""
     train_interchange(runs, interchange, **training)
-    if isinstance(interchange, RoadInterchangeIntervention) and interchange.has_soft_mask:
+    if getattr(interchange, "has_soft_mask", False):
         interchange.harden()
 
 

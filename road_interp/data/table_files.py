@@ -6,8 +6,8 @@ import csv
 import json
 import math
 import re
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,7 @@ def read_tables(paths: Sequence[Path], valued: Collection[str | None]) -> Datase
 def _separated_columns(path: Path, options: Mapping[str, Any]) -> dict[str, list[str]]:
     """The texts of every column of a CSV or TSV file; fields that a short row lacks are empty."""
     options = {"dtype": str, "keep_default_na": False, **options}
-    if "quoting" not in options:
-        _check_quotes(path)
+    _check_rows(path, quoted="quoting" not in options)
     header = Counter(pandas.read_csv(path, header=None, nrows=1, **options).iloc[0])
     if repeated := [name for name, count in header.items() if name and count > 1]:
         raise ValueError(f"the header names column '{repeated[0]}' twice")
@@ -58,20 +57,37 @@ def _separated_columns(path: Path, options: Mapping[str, Any]) -> dict[str, list
     return {name: frame[name].tolist() for name in frame}
 
 
-def _check_quotes(path: Path) -> None:
-    """Raise ValueError for a text that goes on behind its closing quote, where pandas joins all lines between two quotes."""
+def _check_rows(path: Path, quoted: bool) -> None:
+    """Raise ValueError where pandas joins or divides rows.
+
+    It joins all lines between two quotes, where a text goes on behind its closing quote, and ends a row at a carriage return
+    outside quotes, where other rows end with a line feed.
+    """
+    ends: dict[str, int] = {}
+    last, number = "", 0
+
+    def lines() -> Iterator[str]:
+        nonlocal last, number
+        for number, last in enumerate(file, 1):  # noqa: B007 -- both are read below
+            yield last
+
     limit = csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, strict=True)
         try:
-            deque(rows, maxlen=0)
+            for _ in csv.reader(lines(), strict=True) if quoted else lines():
+                ends.setdefault(last[-1], number)
         except csv.Error as error:
             raise ValueError(
-                f"line {rows.line_num} ({error}): a text that begins with a double quote ends with one, before a comma or a "
+                f"line {number} ({error}): a text that begins with a double quote ends with one, before a comma or a "
                 'line\'s end; write quotes inside it twice, as in "a ""good"" film"'
             ) from None
         finally:
             csv.field_size_limit(limit)
+    if {"\r", "\n"} <= {*ends}:
+        raise ValueError(
+            f"line {ends[chr(13)]} ends with a carriage return, line {ends[chr(10)]} with a line feed: a text that holds one of "
+            "them needs double quotes in CSV, and cannot stand in TSV"
+        )
 
 
 def _as_values(texts: Sequence[str]) -> list[Any]:

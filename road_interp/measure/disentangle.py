@@ -128,10 +128,10 @@ class DisentangleReport(Result):
         return replace(first, seeds=seeds, outcomes=tuple(outcomes), provenance=None)
 
     def _with_interval(self, value: float, values: Float[np.ndarray, "seeds texts"], paired: bool) -> tuple[float, float, float]:
-        is_rate = self.metric == "accuracy"
-        farthest = 2.0 if paired and not is_rate else 1.0  # correlations differ by up to 2
-        mean, low, high = mean_over_seeds(values.ravel(), len(values), paired or not is_rate, farthest)
-        return value, max(low + value - mean, -farthest), min(high + value - mean, farthest)
+        if self.metric == "accuracy":
+            return mean_over_seeds(values.ravel(), len(values), paired)
+        centred = values.ravel() + value - values.mean()  # before the interval is cut at the farthest values
+        return mean_over_seeds(centred, len(values), paired=True, farthest=2.0 if paired else 1.0)
 
     def _mean(self, name: str) -> float:
         labels = np.asarray(self.labels)

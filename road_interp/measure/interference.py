@@ -15,7 +15,7 @@ from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
 from road_interp.measure.ablation import ScoreFn
 from road_interp.measure.angles import angles, check_magnitudes
-from road_interp.measure.intervals import joined_outcomes, joined_seeds, mean_over_seeds, same_counts
+from road_interp.measure.intervals import joined_outcomes, joined_seeds, mean_over_divisions, mean_over_seeds, same_counts
 from road_interp.progress import Progress, silent
 from road_interp.results import Result, entry
 
@@ -37,6 +37,7 @@ class InterferenceReport(Result):
             90 for unrelated adapters. Mean over seeds.
         correct: by scored task and by the adapter composed on its own ("nothing", or the adapter's name), whether each test
             example is right, concatenated over seeds.
+        same_examples: whether the test examples of all seeds are the same.
     """
 
     model: str
@@ -45,6 +46,7 @@ class InterferenceReport(Result):
     overlap: tuple[tuple[float, ...], ...]
     angle: tuple[tuple[float, ...], ...]
     correct: Mapping[str, Mapping[str, tuple[bool, ...]]]
+    same_examples: bool = True
 
     def __post_init__(self) -> None:
         if unknown := {*self.correct, *(other for rows in self.correct.values() for other in rows)} - {NOTHING, *self.names}:
@@ -57,7 +59,7 @@ class InterferenceReport(Result):
 
     def accuracy(self, task: str, with_: str = NOTHING) -> tuple[float, float, float]:
         """Accuracy of a task with an adapter composed on its own, and its 95% interval over seeds and examples."""
-        return mean_over_seeds(self._outcomes(task, with_), len(self.seeds))
+        return self._mean(self._outcomes(task, with_), paired=False)
 
     def others(self, task: str) -> list[str]:
         """The adapters that were composed on that of a task."""
@@ -66,7 +68,11 @@ class InterferenceReport(Result):
     def cost(self, task: str, other: str) -> tuple[float, float, float]:
         """Accuracy of a task without another adapter minus that with it, and the 95% interval of the paired difference."""
         lost = self._outcomes(task, NOTHING) - self._outcomes(task, other)
-        return mean_over_seeds(lost, len(self.seeds), paired=True)
+        return self._mean(lost, paired=True)
+
+    def _mean(self, outcomes: Float[np.ndarray, " examples"], paired: bool) -> tuple[float, float, float]:
+        mean = mean_over_seeds if self.same_examples else mean_over_divisions
+        return mean(outcomes, len(self.seeds), paired)
 
     def _outcomes(self, task: str, other: str) -> Float[np.ndarray, " examples"]:
         """Raises InputError for an unknown task or adapter."""
@@ -89,15 +95,16 @@ class InterferenceReport(Result):
         """Combine reports of several seeds. Raises InputError if models, adapters or scored tasks differ."""
         reports = checked_reports(cls, reports)
         first = reports[0]
-        if any((each.model, each.names, *each.correct) != (first.model, first.names, *first.correct) for each in reports):
-            raise InputError("only reports of one model with the same adapters and tasks can be combined")
+        measured = {(each.model, each.names, each.same_examples, *each.correct) for each in reports}
+        if len(measured) > 1:
+            raise InputError("only reports of one model with the same adapters, tasks and choice of examples can be combined")
         examples = [[len(each.correct[task][NOTHING]) for each in reports] for task in first.correct]
         seeds = joined_seeds([each.seeds for each in reports], *examples)
         correct = joined_outcomes([each.correct for each in reports])
         weights = [len(each.seeds) for each in reports]
         tables = ([getattr(each, name) for each in reports] for name in ("overlap", "angle"))
         overlap, angle = (_nested(np.average(of_reports, axis=0, weights=weights)) for of_reports in tables)
-        return cls(first.model, first.names, seeds, overlap, angle, correct)
+        return cls(first.model, first.names, seeds, overlap, angle, correct, first.same_examples)
 
 
 def interference(
@@ -145,7 +152,8 @@ def interference(
             if other != own:
                 progress(f"{own} with {other}")
                 correct[own][other] = tuple(map(bool, score(products[own, other])))
-    return InterferenceReport(model, tuple(names), (seed,), _nested(overlap), _nested(angle), correct)
+    same = all(getattr(score, "same_examples", True) for score in scores.values())
+    return InterferenceReport(model, tuple(names), (seed,), _nested(overlap), _nested(angle), correct, same)
 
 
 def _logarithm(adapter: RoadAdapter, names: Sequence[str]) -> Float[np.ndarray, "2 planes"]:

@@ -123,11 +123,17 @@ def adapter_per_set(piece: Piece) -> CompositionReport:
     """One adapter on all planes for every set of tasks, trained on answers that show the whole set.
 
     This is the ceiling: every adapter has the steps and the reviews that the other methods have for all tasks together.
+
+    Raises:
+        InputError: fewer reviews than the tasks have examples.
     """
     recipe: MultiTaskGenerationRecipe = piece.recipe
     data = load_multitask_data(recipe)
     held_out = len(data.validation) + len(data.test)
-    reviews = load_reviews(recipe.reviews)[held_out : held_out + sum(map(len, data.examples.values()))] if recipe.reviews else []
+    count = sum(map(len, data.examples.values()))
+    reviews = load_reviews(recipe.reviews)[held_out : held_out + count] if recipe.reviews else []
+    if len(reviews) < count:
+        raise InputError(f"an adapter per set needs {count} training reviews, one per example of the tasks, not {len(reviews)}")
     sets, adapters = all_sets(list(data.behaviours)), {}
     for number, name in enumerate(sets):
         piece.progress(f"adapter of {name}", number, len(sets))

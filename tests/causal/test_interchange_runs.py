@@ -28,6 +28,7 @@ from road_interp.causal.training import train_interchange
 from road_interp.errors import InputError
 from road_interp.models.interchange import RoadInterchangeIntervention
 from road_interp.models.intervention import RoadIntervention
+from road_interp.models.low_rank_interchange import LowRankInterchangeIntervention
 from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import hidden_of, hooked, with_hidden
@@ -425,6 +426,20 @@ def test_the_same_seed_gives_the_same_numbers(taught):
     assert found[0] != found[2]
 
 
+def test_the_learning_rate_falls_to_0(taught, monkeypatch):
+    model, pairs = taught
+    rates = []
+    step = torch.optim.Adam.step
+
+    def recorded(self, *args, **options):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **options)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", recorded)
+    train_interchange(InterchangeRuns(model, pairs, 0, "name"), RoadInterchangeIntervention(32, depth=5, rows=[0]), 4, 0.1)
+    assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])
+
+
 def test_half_precision_models(taught, tokenizer):
     model, _ = taught_model(tokenizer)
     runs = InterchangeRuns(model.bfloat16(), taught[1], 0, "name")
@@ -462,6 +477,17 @@ def test_a_scan_finds_where_the_variable_is(taught):
     masked = RoadInterchangeIntervention(32, 2, "mask")
     scan(model, splits, [0], ["name"], lambda width: masked, "mask", steps=20, learning_rate=0.1, temperatures=(1.0, 0.01))
     assert 0 < len(masked.rows) < 32  # hardened before it was measured
+
+    class Soft(LowRankInterchangeIntervention):
+        has_soft_mask = True
+
+        def harden(self):
+            self.has_soft_mask = False
+
+    soft = Soft(32, 1)
+    scan(model, splits, [0], ["name"], lambda width: soft, "soft", steps=2)
+    assert not soft.has_soft_mask
+
     ax = plots.interchange_scan(report)
     assert ax.images[0].get_array().tolist() == [[1, 0], [report.accuracy[0][1], 1]]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["name", "last"]

@@ -15,6 +15,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from road_interp.data import rows
+from road_interp.data.division import subsample
 from road_interp.data.labelled import LabelledDataset, load_labelled, load_test_set, read_examples, with_glue_defaults
 from road_interp.data.multitask import load_reviews
 from road_interp.data.table_files import read_tables
@@ -445,6 +446,49 @@ def test_quotes_that_join_rows_or_would_be_dropped_are_refused(tmp_path, content
     (tmp_path / "data.csv").write_text("sentence,class\n" + content)
     with pytest.raises(InputError, match=rf"data.csv' cannot be read: line {line} .*write quotes inside it twice"):
         read_examples(recipe(str(tmp_path / "data.csv")), str(tmp_path / "data.csv"), "train")
+
+
+@pytest.mark.parametrize(("suffix", "separator"), [(".csv", ","), (".tsv", "\t")])
+def test_a_carriage_return_that_would_divide_a_row_is_refused(tmp_path, suffix, separator):
+    """pandas writes such texts without quotes before Python 3.13; where every row ends with one, it divides none."""
+    path = tmp_path / f"data{suffix}"
+    rows = [("sentence", "class"), ("good\rfilm", "1"), ("bad film", "0")]
+    path.write_text("".join(separator.join(row) + "\n" for row in rows), newline="")
+    with pytest.raises(InputError, match="cannot be read: line 2 ends with a carriage return, line 1 with a line feed"):
+        read_examples(recipe(str(path)), str(path), "train")
+    path.write_text("".join(separator.join(row) + "\r" for row in rows if "\r" not in row[0]), newline="")
+    assert read_examples(recipe(str(path)), str(path), "train")["text"][:] == ["bad film"]
+
+
+def test_a_carriage_return_in_quotes_is_read(tmp_path):
+    (tmp_path / "data.csv").write_text('sentence,class\n"good\rfilm",1\nbad film,0\n', newline="")
+    found = read_examples(recipe(str(tmp_path / "data.csv")), str(tmp_path / "data.csv"), "train")
+    assert found["text"][:] == ["good\rfilm", "bad film"]
+
+
+def test_the_seed_of_the_splits_draws_the_examples_of_every_class(tmp_path):
+    path = written(tmp_path / "data.jsonl")
+    drawn = [
+        {row["text"] for part in (task.train, task.validation, task.test) for row in part}
+        for task in (load_labelled(recipe(path, per_class=10, split_seed=seed)) for seed in (0, 0, 1))
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_fractions_of_a_division_by_text_are_those_of_their_splits(tmp_path):
+    rows = [{"sentence": f"text number {n}", "class": ["no", "yes"][n % 2]} for n in range(400)]
+    path = written(tmp_path / "data.jsonl", rows)
+    task = load_labelled(recipe(path, split_by_text=True, validation_size=0.1, test_size=0.3))
+    assert len(task.validation) / 400 == pytest.approx(0.1, abs=0.05)
+    assert len(task.test) / 400 == pytest.approx(0.3, abs=0.07)
+
+
+def test_few_examples_of_a_file_are_not_the_first():
+    ordered = Dataset.from_dict({"label": list(range(100))})
+    few = subsample(ordered, 10)["label"][:]
+    assert len(few) == 10
+    assert max(few) > 20
+    assert sorted(subsample(ordered, 200)["label"][:]) == list(range(100))
 
 
 def test_a_long_text_and_quotes_inside_of_one_are_read(tmp_path):

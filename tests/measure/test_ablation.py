@@ -68,6 +68,20 @@ def test_the_most_rotated_planes_are_kept_and_as_many_random_ones():
         torch.testing.assert_close(kept[kept != 0].sort().values, angles.sort().values[len(angles) - count :])
 
 
+def test_the_seed_draws_the_random_planes():
+    kept: dict[int, list[torch.Tensor]] = {0: [], 1: []}
+    for seed, adapters in kept.items():
+
+        def score(adapter, adapters=adapters):
+            adapters.append(torch.cat([adapter.angles(site) for site in SITES]))
+            return np.ones(10, bool)
+
+        rows = taken_apart(score, seed=seed).rows
+        adapters[:] = [angles for row, angles in zip(rows, adapters, strict=True) if row.group == "random planes"]
+    assert kept[0]
+    assert not all(map(torch.equal, *kept.values()))
+
+
 def test_a_refitted_head_is_scored_beside_the_trained_one():
     report = taken_apart(needs("angles"), refitted=lambda adapter: np.ones(10, bool))
     rows = [row for row in report.rows if row.group == "components, head refitted"]

@@ -19,6 +19,7 @@ from road_interp.measure import DisentangleReport, Features, disentangle, read_f
 from road_interp.measure.disentangle import CONSTANT, probe_inputs
 from road_interp.measure.frozen_states import random_basis
 from road_interp.measure.intervals import mean_over_seeds, wilson
+from road_interp.measure.linear_probe import C_GRID, fit_probe
 from road_interp.measure.two_layer_classifier import ARMS, TwoLayerClassifier, train_arm
 from road_interp.models.hidden_states import find_read_points, read_states
 
@@ -210,6 +211,50 @@ def test_intervals_are_those_of_the_jackknife_over_texts(direction, metric):
     values = 40 * np.asarray(whole)[:, None] - 39 * np.asarray(others)
     mean, low, high = mean_over_seeds(values.ravel(), 2, metric != "accuracy")
     assert report.score("full") == pytest.approx((np.mean(whole), low + np.mean(whole) - mean, high + np.mean(whole) - mean))
+
+
+def test_the_interval_of_a_correlation_is_cut_at_1_and_holds_it(direction):
+    """Pseudo-values of few texts have another mean than the correlation of all."""
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        labels = generator.normal(size=10)
+        outcome = replace(direction.outcomes[0], predictions=tuple(labels + 0.2 * generator.normal(size=10)))
+        value, low, high = replace(direction, metric="pearson", labels=tuple(labels), outcomes=(outcome,)).score("full")
+        assert low < value <= high <= 1
+    assert (seed, high) == (19, 1)
+
+
+def test_a_probe_is_chosen_on_the_validation_texts_and_in_a_tie_the_smallest_c(monkeypatch):
+    splits = synthetic("direction")
+    train, validation = ((splits[name].states, splits[name].labels) for name in ("train", "validation"))
+    assert fit_probe(train, validation, "accuracy", regression=False)[1] > C_GRID[0]
+
+    def equal(labels, predictions):
+        assert labels is validation[1]
+        return 0.5
+
+    monkeypatch.setitem(METRICS, "accuracy", equal)
+    assert fit_probe(train, validation, "accuracy", regression=False)[1] == C_GRID[0]
+
+
+def test_in_a_tie_the_smaller_rate_and_the_earlier_epoch_win(few_rates, monkeypatch):
+    monkeypatch.setitem(METRICS, "accuracy", lambda labels, predictions: 0.5)
+    splits = synthetic("direction")
+    classifier, rate = train_arm("full", splits, "accuracy", 2, seed=0)
+    assert rate == FEW_RATES[0]
+    monkeypatch.setattr(two_layer_classifier, "EPOCHS", 1)
+    first, _ = train_arm("full", splits, "accuracy", 2, seed=0)
+    torch.testing.assert_close(classifier.state_dict(), first.state_dict(), rtol=0, atol=0)
+
+
+def test_the_constant_answer_is_that_of_the_training_texts(few_rates, monkeypatch):
+    monkeypatch.setattr(two_layer_classifier, "EPOCHS", 1)
+    splits = synthetic("direction")
+    for split, ones in (("train", 0.9), ("test", 0.1)):
+        labels = (np.random.default_rng(0).random(SIZES[split]) < ones).astype(int)
+        splits[split] = replace(splits[split], labels=labels)
+    report = disentangle(splits, {0: splits}, metric="accuracy", num_labels=2, model="m", task="t")
+    assert {*report.of(CONSTANT).predictions} == {1.0}
 
 
 def test_three_seeds_that_differ_have_the_interval_of_three(direction):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from helpers.interferences import SITES, close_to, halves, measured
@@ -11,6 +12,7 @@ from helpers.models import random_adapter
 from road_interp import RoadAdapter, measure, plots
 from road_interp.errors import InputError
 from road_interp.measure.interference import NOTHING, InterferenceReport
+from road_interp.measure.intervals import mean_over_divisions, mean_over_seeds
 
 
 def test_disjoint_planes_do_not_cost_anything_and_the_same_planes_do():
@@ -27,6 +29,29 @@ def test_unknown_tasks_and_adapters_are_refused():
     ):
         with pytest.raises(InputError, match=message):
             use()
+
+
+def test_seeds_with_examples_of_their_own_have_the_interval_of_divisions():
+    """Example 3 of one division is not example 3 of another, as the scorers of studies with divisions say."""
+
+    class Scorer:
+        same_examples = False
+
+        def __init__(self, right):
+            self.right = right
+
+        def __call__(self, adapter):
+            return np.arange(100) < self.right
+
+    found = [
+        measure.interference(halves(), {"first": Scorer(right)}, model="m", seed=seed) for seed, right in enumerate((90, 50, 70))
+    ]
+    report = InterferenceReport.over_seeds(found)
+    outcomes = np.concatenate([np.arange(100) < right for right in (90, 50, 70)])
+    assert report.accuracy("first") == mean_over_divisions(outcomes.astype(float), 3) != mean_over_seeds(outcomes, 3)
+    assert InterferenceReport.from_json(report.to_json()) == report
+    with pytest.raises(InputError, match="tasks and choice of examples can be combined"):
+        InterferenceReport.over_seeds([found[0], replace(found[1], same_examples=True)])
 
 
 def test_overlap_and_angle_between_maps():

@@ -20,7 +20,7 @@ from helpers.multitask import behaviours_recipe as recipe_for
 from helpers.taught import word_tokenizer
 from road_interp.data.batches import text_batches
 from road_interp.data.behaviours import PARTS
-from road_interp.data.multitask import Example, encode_multitask_data, format_prompts, load_multitask_data
+from road_interp.data.multitask import Example, encode_multitask_data, format_prompts, load_multitask_data, load_reviews
 from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport
 from road_interp.measure.drift import drift
@@ -543,6 +543,15 @@ def test_baselines_of_the_composition(workplace, tmp_path, baseline):
         assert set(alone) == {"label", "closing"}
         assert [task.examples for run in runs for task in run.recipe.tasks.values()] == [32, 32]
         assert alone["label"].distance(alone["closing"]) > 0
+
+
+def test_an_adapter_per_set_needs_as_many_reviews_as_the_tasks_have_examples(workplace, tmp_path, monkeypatch):
+    recipe = recipe_for(workplace, "adapter.layers=0", "training.max_steps=1")
+    reviews = load_reviews(recipe.reviews)
+    held_out = recipe.scoring.validation + recipe.scoring.test
+    monkeypatch.setattr(composition_baselines, "load_reviews", lambda recipe: reviews[: held_out + 31])
+    with pytest.raises(InputError, match="needs 32 training reviews, one per example of the tasks, not 31"):
+        composition_baselines.adapter_per_set(Piece(recipe, "both", 0, tmp_path / "runs", silent))
 
 
 def test_divided_planes_without_a_run_folder_score_as_their_run(workplace, tmp_path):
