@@ -191,7 +191,7 @@ def describe(found: CompositionStudy) -> Described:
         f"{len(first.scores[0].finished) // len(first.seeds)} per seed; with instructions in the prompt the answers may have any "
         "form. Differences from the planes with co-activation 0.5 are of the same seeds and prompts. "
         '"Right or wrong" counts answers with all active parts and an end; "closing right" those whose closing is right and in '
-        "its place; the more frequent label is what an answer would have right that is always the same. Three adapters by name "
+        "its place; the more frequent label is the fraction right if every answer had that label. Three adapters by name "
         'are those of "trained apart and multiplied" for one task, and "undivided, loss of own tokens" for both. "Over reviews" '
         "is an interval for these divisions alone."
     )

@@ -196,7 +196,7 @@ def describe_controls(found: ControlStudy) -> Described:
         f"next token after unrelated continuations (nats): means over divisions of the words ({divisions})"
         f"{trained_with(first.steps, first.learning_rates)}. More accuracy and "
         "less divergence than the full swap would follow from a full swap that also replaces what else the word carries. They do "
-        "not show that a trained swap reaches states that the model knows: four continuations may leave such directions alone."
+        "not show that swapped states are ones that the model computes itself: four continuations may not depend on that."
     )
     return sentence, rows
 

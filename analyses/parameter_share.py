@@ -248,7 +248,7 @@ RATES_STUDY = Study(
     title="Learning rates by model and method",
     question="Which learning rate does each method of fine-tuning need on each model?",
     caveat=(
-        "One data set, one seed and two epochs: equal rates within the noise of 750 validation texts are not told apart. The "
+        "One data set, one seed and two epochs: 750 validation texts do not rank rates whose accuracies differ by little. The "
         "larger models have three or four rates instead of six. Other tasks may need other rates."
     ),
     conditions={
