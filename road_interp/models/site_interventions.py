@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.models.intervention import RoadIntervention
-from road_interp.sites.module_tree import check_no_convolution, has_forward_of_its_own, is_linear, output_width
+from road_interp.sites.module_tree import check_has_states, has_forward_of_its_own, is_linear, output_width
 from road_interp.sites.site import Site
 
 
@@ -28,7 +28,7 @@ def site_intervention(model: PreTrainedModel, site: Site, adapter: RoadAdapter) 
         if _is_without_head(model, site.module):
             made_for = "this model with a head: load_model(id, 'classifier') or 'causal-lm', or Run.load(folder).load_model()"
         raise InputError(f"{type(model).__name__} has no module '{site.module}': the adapter was made for {made_for}") from None
-    check_no_convolution(site.module, module)
+    check_has_states(site.module, module)
     width = site.module_width
     if is_linear(module) and not has_forward_of_its_own(module) and output_width(module) != width:
         raise InputError(

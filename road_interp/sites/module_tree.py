@@ -207,8 +207,10 @@ def layer_and_kind(path: str, stacks: Iterable[str]) -> tuple[int | None, str]:
     return None, path
 
 
-def check_no_convolution(path: str, module: nn.Module) -> None:
-    """Raise InputError for a convolution, whose channels are not the last axis."""
+def check_has_states(path: str, module: nn.Module) -> None:
+    """Raise InputError for a convolution, whose channels are not the last axis, and for rotary position embeddings."""
+    if re.search("Rotary.*Embedding", type(module).__name__):
+        raise InputError(f"'{path}' returns cosines and sines of positions, which are no states: choose another module")
     if isinstance(module, _ConvNd):
         raise InputError(f"'{path}' is a convolution, whose output has no axis of states at its end: choose another module")
 
@@ -238,7 +240,7 @@ def output_widths(model: PreTrainedModel, paths: list[str]) -> dict[str, int]:
     Reformer's blocks do, and for a convolution, whose last axis is not that of its channels.
     """
     for path in paths:
-        check_no_convolution(path, model.get_submodule(path))
+        check_has_states(path, model.get_submodule(path))
     widths: dict[str, int] = {}
     named: dict[str, tuple[str, ...]] = {}
 

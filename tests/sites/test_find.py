@@ -46,7 +46,9 @@ from transformers import (
 )
 
 from helpers.models import CONFIGS, tiny_model
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
+from road_interp.models.road_model import RoadModel
 from road_interp.sites.find import find_sites, parse_layers
 from road_interp.sites.module_tree import is_in_attention, layer_stacks
 from road_interp.sites.site import Site
@@ -296,6 +298,15 @@ def test_unknown_modules_and_layers_are_refused(bert):
     bert.encoder.layer[0].intermediate.dense = nn.Linear(32, 63)
     with pytest.raises(InputError, match="width 63 cannot be paired"):
         find_sites(bert, "fc1")
+
+
+def test_rotary_embeddings_are_no_site():
+    """Their outputs are cosines and sines, of which a rotation would act on the first."""
+    model = tiny_model("Llama", "causal-lm")
+    with pytest.raises(InputError, match="'model.rotary_emb' returns cosines and sines of positions"):
+        find_sites(model, "rotary_emb")
+    with pytest.raises(InputError, match="'model.rotary_emb' returns cosines and sines of positions"):
+        RoadModel(model, RoadAdapter.identity([Site("model.rotary_emb", 8)]))
 
 
 def test_a_model_without_a_block_stack_takes_patterns_only(bert):
