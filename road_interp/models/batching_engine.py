@@ -9,7 +9,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel
 
 from road_interp.arguments import check_argument
-from road_interp.errors import InputError
+from road_interp.errors import InputError, first_line
 
 # Blocks of the cache are shared by prompts with equal beginnings, whose states differ between adapters; and what is captured in a
 # CUDA graph, or prepared while the last pass still runs, does not look up the requests of its pass.
@@ -63,7 +63,11 @@ def turn_off_unfollowed(config: GenerationConfig) -> None:
 def make_engine(
     model: PreTrainedModel, generation_config: GenerationConfig, engine_config: Any, sizes: tuple[int, int, int] | None
 ) -> Any:
-    """transformers' manager of continuous batching, not yet started; its arguments are those of `ContinuousBatching`."""
+    """transformers' manager of continuous batching, not yet started; its arguments are those of `ContinuousBatching`.
+
+    Raises:
+        InputError: layers that transformers' engine does not have, as those of Mamba.
+    """
     from transformers import ContinuousBatchingConfig
     from transformers.generation.continuous_batching.utils import WorkloadHints
 
@@ -84,4 +88,7 @@ def make_engine(
     of_engine: Any = model
     if hasattr(model, "destroy_cached_continuous_batching_manager"):
         of_engine.destroy_cached_continuous_batching_manager()  # one that was kept has settings of its own
-    return of_engine.init_continuous_batching(config, settings, hints)
+    try:
+        return of_engine.init_continuous_batching(config, settings, hints)
+    except ValueError as error:
+        raise InputError(f"continuous batching cannot run {type(model).__name__} ({first_line(error)}): use generate") from error

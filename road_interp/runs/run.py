@@ -219,6 +219,8 @@ class Run:
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
         """Upload the run folder with a model card and the figure of its angles, and return the URL of the commit.
 
+        All other files of the repository are deleted by that commit.
+
         Args:
             repo_id: "user/name"; a missing repository is created.
             private: whether a new repository is private.

@@ -74,6 +74,8 @@ def _strengths(text: str, known: Collection[str]) -> dict[str, float] | None:
     strengths = {}
     for term in text.split("+"):
         name, at, strength = (term, "", "") if term in known or "@" not in term else term.rpartition("@")
+        if "_" in strength:  # Python reads "1_0" as 10
+            return None
         try:
             value = float(strength) if at else 1.0
         except ValueError:

@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 
 from helpers.models import random_adapter, tiny_model, token_batch
 from helpers.road_models import bank_model, road_model
 from helpers.servers import words_tokenizer
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.joined_names import BASE
+from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models import factor_table
@@ -216,6 +217,16 @@ def test_adapters_are_added_and_replaced_while_it_runs():
         replaced = engine.result(engine.add(PROMPTS[0], "a")).generated_tokens
         assert engine.result(first).generated_tokens == old
     assert [added, replaced] == alone(model, PROMPTS[:1] * 2, adapter_names=["new", "a"])
+
+
+def test_layers_that_the_engine_does_not_have_are_refused():
+    base = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4))
+    model = RoadModel(base, RoadAdapter.identity(find_sites(base, "all-linear")))
+    with (
+        pytest.raises(InputError, match="cannot run MambaForCausalLM .*: use generate"),
+        model.continuous_batching(sizes=(8, 4, 4)),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("variant", ["road_1", "road_2"])

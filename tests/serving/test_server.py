@@ -108,7 +108,20 @@ def test_the_served_names_are_listed(client):
 
 @pytest.mark.parametrize(
     "name",
-    ["road:d", "road:", "a", "road:a@x", "road:a+", "road:a@", "road:a@nan", "road:a@1e9", "road:a/b", "road:a:b.gguf", "gpt-4"],
+    [
+        "road:d",
+        "road:",
+        "a",
+        "road:a@x",
+        "road:a+",
+        "road:a@",
+        "road:a@nan",
+        "road:a@1e9",
+        "road:a@1_0",
+        "road:a/b",
+        "road:a:b.gguf",
+        "gpt-4",
+    ],
 )
 def test_an_unknown_name_is_a_404_that_lists_the_known(client, name):
     with pytest.raises(openai.NotFoundError, match="road:__base__, road:a, road:b, road:c"):
