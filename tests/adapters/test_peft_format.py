@@ -199,7 +199,7 @@ def test_modules_to_save_need_their_model(tmp_path):
 
 def test_without_peft_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(InputError, match=r"^writing PEFT folders needs PEFT: pip install 'road-interp\[peft\]'$"):
+    with pytest.raises(InputError, match=r"^writing PEFT folders needs PEFT: pip install peft$"):
         random_adapter(find_sites(tiny_model("Bert"), "mlp")).to_peft(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
