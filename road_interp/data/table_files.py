@@ -68,7 +68,8 @@ def _check_rows(path: Path, quoted: bool) -> None:
 
     def lines() -> Iterator[str]:
         nonlocal last, number
-        for number, last in enumerate(file, 1):  # noqa: B007 -- both are read below
+        for last in file:
+            number += 1
             yield last
 
     limit = csv.field_size_limit(2**31 - 1)

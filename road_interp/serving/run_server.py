@@ -61,7 +61,8 @@ def serve(
 
         from road_interp.serving.server import Served, build_app
     except ImportError as error:
-        raise InputError(f"{error}: the server needs pip install -U fastapi openai pydantic transformers uvicorn") from None
+        needed = "pip install -U '.[serve]' in a clone, or with the path of a wheel"
+        raise InputError(f"{error}: the server needs its extra: {needed}") from None
     if Version(transformers.__version__) < Version(OLDEST):
         raise InputError(f"the server needs transformers {OLDEST}, and Python 3.11 for it; here is {transformers.__version__}")
     if settings.max_new_tokens >= settings.max_length:

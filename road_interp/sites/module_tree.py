@@ -237,7 +237,7 @@ def output_widths(model: PreTrainedModel, paths: list[str]) -> dict[str, int]:
     """Width of the output of the modules at `paths`, from one forward pass on dummy inputs.
 
     Raises InputError for a module that is not called or returns no hidden states, for one that returns several states by name, as
-    Reformer's blocks do, and for a convolution, whose last axis is not that of its channels.
+    Reformer's blocks do, and for a module of `check_has_states`.
     """
     for path in paths:
         check_has_states(path, model.get_submodule(path))

@@ -215,13 +215,15 @@ def test_intervals_are_those_of_the_jackknife_over_texts(direction, metric):
 
 def test_the_interval_of_a_correlation_is_cut_at_1_and_holds_it(direction):
     """Pseudo-values of few texts have another mean than the correlation of all."""
+    ends = []
     for seed in range(20):
         generator = np.random.default_rng(seed)
         labels = generator.normal(size=10)
         outcome = replace(direction.outcomes[0], predictions=tuple(labels + 0.2 * generator.normal(size=10)))
         value, low, high = replace(direction, metric="pearson", labels=tuple(labels), outcomes=(outcome,)).score("full")
         assert low < value <= high <= 1
-    assert (seed, high) == (19, 1)
+        ends.append(high)
+    assert max(ends) == 1
 
 
 def test_a_probe_is_chosen_on_the_validation_texts_and_in_a_tie_the_smallest_c(monkeypatch):
