@@ -103,8 +103,14 @@ def conditions() -> dict[str, Condition]:
             found[f"{count}-tasks_{slug}"] = Condition(name, (*found[slug].overrides, *tasks(*TASKS[count])), of, seeds=3)
         name, of = f"{count} tasks: undivided, tokens of all other tasks left out", partial(undivided, left_out="all")
         found[f"{count}-tasks_undivided_others-left-out"] = Condition(name, tasks(*TASKS[count]), of, seeds=3)
-    changes = (*found[MAIN].overrides, *tasks(*TASKS[3]), *faster)
-    found[f"3-tasks_{MAIN}{FASTER}"] = Condition("3 tasks: planes, co-activation 0.5, rate 0.01", changes, seeds=3)
+    for count, seeds in ((3, None), (4, 1)):
+        changes = (*found[MAIN].overrides, *tasks(*TASKS[count]), *faster)
+        found[f"{count}-tasks_{MAIN}{FASTER}"] = Condition(
+            f"{count} tasks: planes, co-activation 0.5, rate 0.01", changes, seeds=seeds
+        )
+    slug = "3-tasks_undivided_others-left-out"
+    name, of = f"{found[slug].name}, rate 0.01", partial(undivided, left_out="all")
+    found[f"{slug}{FASTER}"] = Condition(name, (*tasks(*TASKS[3]), *faster), of, seeds=3)
     for slug, of in compared.items():
         changes = (*found[slug].overrides, *GEMMA)
         found[f"gemma-3-270m_{slug}"] = Condition(f"Gemma-3-270M: {found[slug].name}", changes, of, seeds=3)
