@@ -480,12 +480,13 @@ VARIABLES_BOUNDLESS = Study(
     title="Several variables in one state, with learned borders",
     question="Do boundless forms, which learn how many coordinates each variable owns, separate several variables better?",
     caveat=(
-        "Two models and two types of entity, but no cities of Gemma-3-270M; one block each, learning rates chosen at seed 0. The "
+        "Two models and two types of entity, one block each, learning rates chosen at seed 0. The "
         "test entities are those of the study with given numbers, whose outcomes had been seen."
     ),
     conditions={
         slug: replace(VARIABLES.conditions[slug], overrides=(*VARIABLES.conditions[slug].overrides, BORDERS))
-        for slug in ("smollm2_city_16", "smollm2_physical_object_16", "gemma-3-270m_physical_object_16")
+        for model in ("smollm2", "gemma-3-270m")
+        for slug in (f"{model}_city_16", f"{model}_physical_object_16")
     },
     measure=measure,
     draw=partial(draw, by_method="variables-boundless"),
