@@ -102,6 +102,16 @@ def check_folder(folder: Path) -> None:
             raise InputError(f"'{path}' cannot be a folder ({error.strerror})") from None
         if is_there and not path.is_dir():
             raise InputError(f"'{path}' is a file, not a folder")
+        if not is_there and path.is_symlink():
+            raise InputError(f"'{path}' is a link to '{path.readlink()}', which does not exist")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError as `check_folder`, and where the process may not write into the folder, or make it."""
+    check_folder(folder)
+    there = next(path for path in (folder, *folder.parents) if path.is_dir())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"no file can be written in '{there}': the process has no permission")
 
 
 def read_text(path: Path) -> str:

@@ -17,7 +17,7 @@ from road_interp.cli.options import check_new_folder
 from road_interp.cli.output_file import check_output_file
 from road_interp.data.rows import read_rows
 from road_interp.errors import InputError
-from road_interp.files import check_folder, write_atomically
+from road_interp.files import check_writable, write_atomically
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import ModelRecipe
@@ -36,7 +36,7 @@ READERS = {
 }
 WRITERS = {
     "run folder": lambda path: ri.train(recipe_for(Path()), path),
-    "folder": lambda path: check_folder(Path(path)),
+    "folder": lambda path: check_writable(Path(path)),
     "new folder": lambda path: check_new_folder(Path(path)),
     "file": lambda path: check_output_file(Path(path), "--out"),
 }
@@ -56,6 +56,25 @@ def test_what_cannot_exist_is_read_as_what_does_not(reader, path):
 def test_what_cannot_be_written_is_named_before_the_work(writer, path):
     with pytest.raises(InputError, match=r"cannot be .* \(File name too long\)"):
         WRITERS[writer](TOO_LONG[path])
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_folder_without_permission_is_named_before_the_work(writer, tmp_path, monkeypatch):
+    """Root may write everywhere, so that the answer of the system is replaced."""
+    asked = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append((path, mode)))
+    with pytest.raises(InputError, match=f"no file can be written in '{tmp_path}': the process has no permission"):
+        WRITERS[writer](str(tmp_path / "new"))
+    assert asked == [(tmp_path, os.W_OK | os.X_OK)]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_link_to_nothing_is_named_before_the_work(writer, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="is a link|exists already"):
+        WRITERS[writer](str(tmp_path / "link"))
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_permissions_are_those_of_the_process_and_of_the_file(tmp_path):

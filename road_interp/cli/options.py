@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from road_interp.errors import InputError
-from road_interp.files import check_folder, exists
+from road_interp.files import check_writable, exists
 from road_interp.progress import waiting
 
 app = typer.Typer(
@@ -126,7 +126,7 @@ def check_new_folder(out: Path | None) -> Path:
     if out is None or exists(out):
         missing, taken = "--out is missing: the folder for the result", f"'{out}' exists already; choose another folder"
         raise InputError(missing if out is None else taken)
-    check_folder(out)
+    check_writable(out)
     return out
 
 

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from road_interp.adapters.file_names import DESCRIPTION, RUN_RECIPE
+from road_interp.adapters.file_names import DESCRIPTION, RUN_ADAPTER, RUN_RECIPE
 from road_interp.errors import InputError
-from road_interp.files import check_folder, is_file
+from road_interp.files import check_writable, is_file
 
 
 def check_output_file(path: Path, option: str, read: Iterable[str] = ()) -> None:
@@ -30,6 +30,7 @@ def check_output_file(path: Path, option: str, read: Iterable[str] = ()) -> None
         raise InputError(f"{option}: '{path}' is no regular file, and would be replaced by one")
     if not path.parent.is_dir():
         raise InputError(f"{option}: the folder '{path.parent}' does not exist")
+    check_writable(path.parent)
     paths = {path for each in map(os.path.expanduser, read) for path in (each, each.partition(":")[0]) if path}
     there = [each for each in paths if os.path.exists(each)]
     if path.is_file() and any(path.samefile(each) or path.resolve().parent.samefile(each) for each in there):
@@ -38,15 +39,18 @@ def check_output_file(path: Path, option: str, read: Iterable[str] = ()) -> None
 
 def check_figure_folder(folder: Path) -> None:
     """Raise InputError if a folder cannot hold figures, or holds a run or an adapter, whose files have such names."""
-    check_folder(folder)
+    check_writable(folder)
     if any(is_file(folder / name) for name in (RUN_RECIPE, DESCRIPTION)):
         raise InputError(f"--out: '{folder}' holds a run or an adapter, whose files figures would replace: choose another folder")
 
 
 def name_of(folder: Path) -> str:
-    """The name of a folder for what is written about it; with that of its parent for the run of one seed, `NAME-seed-0`."""
+    """The name of a folder for what is written about it; with that of its parent for the run of one seed, `NAME-seed-0`, and
+    for the adapter of a run, `NAME-adapter`."""
     resolved = folder.resolve()
-    return f"{resolved.parent.name}-{resolved.name}" if resolved.name.startswith("seed-") else resolved.name
+    is_of_run = resolved.name == RUN_ADAPTER and is_file(resolved.parent / RUN_RECIPE)
+    is_part = is_of_run or resolved.name.startswith("seed-")
+    return f"{name_of(resolved.parent)}-{resolved.name}" if is_part else resolved.name
 
 
 def default_output(folder: Path, out: Path) -> Path:

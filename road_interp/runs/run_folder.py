@@ -17,7 +17,7 @@ from safetensors.torch import load as load_tensors
 from road_interp.adapters.modules_to_save import digest
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
-from road_interp.files import check_folder, locked, unfinished_writes, write_atomically
+from road_interp.files import check_writable, locked, unfinished_writes, write_atomically
 from road_interp.models.loading import process_state
 from road_interp.provenance import library_versions
 from road_interp.recipes.difference import describe_difference
@@ -54,7 +54,7 @@ class RunFolder:
             InputError: a folder that is not empty or, with `resume`, one without an unfinished run of the same recipe and data.
         """
         folder = next_free(Path("runs") / "run") if out is None else Path(out)
-        check_folder(folder)
+        check_writable(folder)
         if resume:
             if not (folder / RECIPE).is_file():
                 raise InputError(f"'{folder}' holds no run to resume")

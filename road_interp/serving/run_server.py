@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import GenerationConfig
 
 from road_interp.errors import InputError
 from road_interp.models.batching_engine import turn_off_unfollowed
+from road_interp.models.continuous_batching import ContinuousBatching
 from road_interp.models.loading import find_device, load_model, load_tokenizer, on_device
 from road_interp.models.road_model import RoadModel
 from road_interp.progress import Progress, silent
@@ -54,7 +56,8 @@ def serve(
     """Serve a causal language model under the names of the adapters in a folder, until the process is interrupted.
 
     Raises:
-        InputError: the extra `serve` is not installed, transformers is too old, or the model or an adapter cannot be read.
+        InputError: the extra `serve` is not installed, transformers is too old, its engine cannot run the model, or the
+            model or an adapter cannot be read.
     """
     try:
         import uvicorn
@@ -74,7 +77,7 @@ def serve(
         progress("reading the model and its adapters")
         base = on_device(load_model(recipe, "causal-lm")[0], find_device(device)).eval()
         tokenizer = load_tokenizer(recipe)
-        adapters = ServedAdapters(folder, base)
+        adapters = ServedAdapters(folder, base, recipe.id)
         try:
             model = RoadModel(base, adapters.bank, planes=adapters.planes)
         except InputError as error:
@@ -82,12 +85,30 @@ def serve(
         sizes = settings.max_length - settings.max_new_tokens, settings.max_new_tokens, settings.max_requests
         turn_off_unfollowed(base.generation_config)
         greedy = GenerationConfig(max_new_tokens=settings.max_new_tokens, do_sample=False)
-        with model.continuous_batching(generation_config=greedy, sizes=sizes) as engine:
+        with _engine(model, next(iter(adapters.bank)), greedy, sizes) as engine:
             names = ModelNames(adapters.bank, adapters.planes, adapters.with_tasks)
             app = build_app(Served(base, tokenizer, engine, names, settings.max_new_tokens))
             server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-            progress(f"http://{settings.host}:{settings.port}/v1 serves {', '.join(names.listed())}")
+            host = f"[{settings.host}]" if ":" in settings.host else settings.host
+            progress(f"http://{host}:{settings.port}/v1 serves {', '.join(names.listed())}")
             asyncio.run(_run(server.serve(sockets=[listener]), _watch(adapters) if settings.watch else None))
+
+
+@contextmanager
+def _engine(
+    model: RoadModel, adapter_name: str, config: GenerationConfig, sizes: tuple[int, int, int]
+) -> Iterator[ContinuousBatching]:
+    """A continuous batch that has generated a token: transformers' engine does not run every architecture.
+
+    Raises InputError if it cannot.
+    """
+    with ExitStack() as entered:
+        try:
+            engine = entered.enter_context(model.continuous_batching(generation_config=config, sizes=sizes))
+            engine.result(engine.add([0], adapter_name, max_new_tokens=1))
+        except RuntimeError as error:
+            raise InputError(f"the model cannot be served: {error}") from None
+        yield engine
 
 
 def _bound(settings: ServerSettings) -> socket.socket:

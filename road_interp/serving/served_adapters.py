@@ -14,6 +14,7 @@ from road_interp.adapters.storage import holds_adapter
 from road_interp.adapters.task_planes import TaskPlanes
 from road_interp.errors import InputError
 from road_interp.models.compatibility import check_made_for, other_weights_beside
+from road_interp.runs.digests import model_digest
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import METRICS
 
@@ -26,6 +27,7 @@ class ServedAdapters:
     Args:
         folder: the folder.
         base: the base model, for PEFT folders.
+        model_id: its id. A run that was trained on another model is served with a warning.
 
     Attributes:
         bank: the adapters.
@@ -36,8 +38,8 @@ class ServedAdapters:
         InputError: no adapter in the folder, one that cannot be read or does not fit the others, or runs with different tasks.
     """
 
-    def __init__(self, folder: Path, base: Any) -> None:
-        self._folder, self._base = folder, base
+    def __init__(self, folder: Path, base: Any, model_id: str) -> None:
+        self._folder, self._base, self._model_id = folder, base, model_id
         check_adapters(folder)
         self._stamps = _read_stamps(folder)
         loaded = {name: self._load(name) for name in self._stamps}
@@ -80,20 +82,27 @@ class ServedAdapters:
                 self.with_tasks.discard(name)
 
     def _load(self, name: str) -> tuple[RoadAdapter, TaskPlanes | None]:
-        path, planes = self._folder / name, None
+        path, planes, trained_on = self._folder / name, None, self._model_id
         if (path / METRICS).is_file():
             run = Run.load(path)
-            adapter, planes = run.adapter, run.planes
+            adapter, planes, trained_on = run.adapter, run.planes, run.recipe.model.id
         else:
             adapter = RoadAdapter.load(path, self._base)
         check_made_for(self._base, adapter, f"adapter '{name}' was made")
         if difference := other_weights_beside(self._base, path):
             raise InputError(f"{difference}, and can be saved as a model to serve")
+        if not _is_same_model(trained_on, self._model_id):
+            log.warning("run '%s' was trained on '%s' and is served on '%s'", name, trained_on, self._model_id)
         return adapter, planes
 
     def _check_planes(self, name: str, planes: TaskPlanes | None) -> None:
         if planes is not None and (self.planes is None or self.planes.to_json() != planes.to_json()):
             raise InputError(f"the tasks of '{name}' own other planes than those that are served")
+
+
+def _is_same_model(one: str, other: str) -> bool:
+    """Whether two ids are equal, or lead to the same files."""
+    return one == other or ((digest := model_digest(one)) is not None and digest == model_digest(other))
 
 
 def check_adapters(folder: Path) -> None:

@@ -7,14 +7,16 @@ of its adapters, and its generation state gives every request a manager that add
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.exceptions import HTTPException as HttpError
@@ -152,13 +154,15 @@ class OneRequest:
         self._on_output = callback
 
     def add_request(self, input_ids: list[int], max_new_tokens: int, streaming: bool, **others: Any) -> str:
-        """Add the request to the engine."""
+        """Add the request to the engine. transformers puts an error of a stream between quotes as it is: its text is for JSON."""
+
+        def deliver(output: Any) -> None:
+            if streaming and output.error is not None:
+                output = replace(output, error=json.dumps(output.error)[1:-1])
+            self._on_output(output)
+
         self._name = self._engine.add(
-            input_ids,
-            *self._adapter,
-            max_new_tokens=max_new_tokens,
-            stream=streaming,
-            on_output=lambda output: self._on_output(output),
+            input_ids, *self._adapter, max_new_tokens=max_new_tokens, stream=streaming, on_output=deliver
         )
         return self._name
 
@@ -193,6 +197,13 @@ class Message(Known):
 
     role: str
     content: str | list[TextPart]
+
+    @field_validator("content")
+    @classmethod
+    def _check_parts(cls, value: str | list[TextPart]) -> str | list[TextPart]:
+        if value == []:
+            raise ValueError("a message has at least one part")
+        return value
 
 
 class Body(Known):
@@ -253,9 +264,19 @@ class _Handler:
     async def handle_request(self, body: dict, request_id: str) -> Any:
         given = {key: value for key, value in body.items() if value is not None}
         try:
-            return await super().handle_request(given, request_id)
+            response = await super().handle_request(given, request_id)
         except (InputError, TemplateError) as error:
             raise HTTPException(400, str(error)) from None
+        if isinstance(response, StreamingResponse):
+            response.body_iterator = _as_openai(response.body_iterator)
+        return response
+
+
+async def _as_openai(parts: AsyncIterable[Any]) -> AsyncIterator[str]:
+    """The events of a stream as OpenAI's clients expect them: an error is an object with its message, and there is an end."""
+    async for part in parts:
+        yield re.sub(r'(?m)^data: \{"error": (".*")\}$', r'data: {"error": {"message": \1, "type": "server_error"}}', part)
+    yield "data: [DONE]\n\n"
 
 
 class ChatHandler(_Handler, ChatCompletionHandler):

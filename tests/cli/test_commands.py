@@ -227,6 +227,11 @@ def test_nothing_is_written_into_a_folder_that_is_read(capsys, monkeypatch, fini
     assert {path.name for path in (tmp_path / "here").iterdir()} == {"figures", f"{kind}.html"}
     assert (tmp_path / "here" / "figures" / kind / "angles.png").is_file()
     assert (tmp_path / "here" / "figures" / kind / "ablation.png").is_file() == (kind == "run")
+    if kind == "run":  # the adapters of all runs have one name
+        for command in ("inspect", "report"):
+            assert run(capsys, monkeypatch, command, "../run/adapter")[0] == 0
+        assert (tmp_path / "here" / "figures" / "run-adapter" / "angles.png").is_file()
+        assert (tmp_path / "here" / "run-adapter.html").is_file()
     monkeypatch.chdir(folder)
     for command in ("inspect", "report", *(["ablate"] if kind == "run" else [])):
         code, _, err = run(capsys, monkeypatch, command, ".")

@@ -126,6 +126,20 @@ def test_wrong_arguments_are_one_line(tmp_path, capsys, monkeypatch):
     assert "max_length 8 leaves no room for a prompt beside 8 new tokens" in error
 
 
+def test_a_model_that_the_engine_cannot_run_is_refused_before_it_is_served(tmp_path, monkeypatch):
+    """The engine fails in its first pass with the architecture; without that pass, every client would be told so."""
+    tokenizer = word_tokenizer()
+    base = tiny_model("GPTNeoX", "causal-lm", vocab_size=len(tokenizer))
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    random_adapter(find_sites(base, "all-linear")).save(tmp_path / "adapters" / "a")
+    settings = run_server.ServerSettings("127.0.0.1", 0, False, 4, 64, 8)
+    told = []
+    with pytest.raises(InputError, match="the model cannot be served: .*generate does"):
+        run_server.serve(ModelRecipe(str(tmp_path / "base")), tmp_path / "adapters", settings, "cpu", told.append)
+    assert told == ["reading the model and its adapters"]
+
+
 def test_a_transformers_that_is_too_old_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(run_server.transformers, "__version__", "5.23.1")
     with pytest.raises(InputError, match=r"the server needs transformers 5.24, and Python 3.11 for it; here is 5.23.1"):

@@ -6,6 +6,7 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_adapter_folders_and_peft_folders(tmp_path, base, adapters):
     adapters[1].to_peft(tmp_path / "both", base)
     (tmp_path / "notes").mkdir()
     (tmp_path / ".hidden").mkdir()
-    folder = ServedAdapters(tmp_path, base)
+    folder = ServedAdapters(tmp_path, base, "base")
     bank = folder.bank
     assert list(bank) == ["both", "from-peft", "own"]
     assert folder.planes is None
@@ -66,16 +67,37 @@ def test_adapters_that_were_trained_beside_other_weights_are_refused(tmp_path, b
     trained = tiny_model("Llama", "causal-lm", seed=1)
     random_adapter(find_sites(trained, "mlp")).to_peft(tmp_path / "a", trained, ["lm_head"])
     with pytest.raises(InputError, match=r"^LlamaForCausalLM has other weights .* \(lm_head.weight\)"):
-        ServedAdapters(tmp_path, base)
-    assert list(ServedAdapters(tmp_path, trained).bank) == ["a"]
+        ServedAdapters(tmp_path, base, "base")
+    assert list(ServedAdapters(tmp_path, trained, "base").bank) == ["a"]
     with pytest.warns(UserWarning, match=r"^LlamaForCausalLM has other weights .* \(lm_head.weight\)"):
         RoadModel(base, RoadBank.from_peft({"a": tmp_path / "a"}, base))
+
+
+def test_a_run_that_was_trained_on_another_model_is_served_with_a_warning(tmp_path, base, adapters, monkeypatch, logged):
+    """Equal ids are one model, and so are different paths to equal files."""
+    for name, value in (("model", "a"), ("copy", "a"), ("other", "b")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(value)
+    trained_on = {"same": "model", "equal": "copy", "different": "other", "gone": "removed"}
+    for name in trained_on:
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / served_adapters.METRICS).write_text("{}")
+
+    def load(path):
+        model = SimpleNamespace(id=str(tmp_path / trained_on[path.name]))
+        return SimpleNamespace(adapter=adapters[0], planes=None, recipe=SimpleNamespace(model=model))
+
+    monkeypatch.setattr(served_adapters.Run, "load", load)
+    folder = ServedAdapters(tmp_path / "runs", base, str(tmp_path / "model"))
+    assert list(folder.bank) == sorted(trained_on)
+    assert [message.split("'")[1] for message in logged] == ["different", "gone"]
+    assert logged[0] == f"run 'different' was trained on '{tmp_path}/other' and is served on '{tmp_path}/model'"
 
 
 def test_changes_of_the_folder(tmp_path, base, adapters, logged):
     adapters[0].save(tmp_path / "a")
     adapters[1].save(tmp_path / "b")
-    folder = ServedAdapters(tmp_path, base)
+    folder = ServedAdapters(tmp_path, base, "base")
     bank = folder.bank
     assert folder.changed() == {}
     adapters[2].save(tmp_path / "c")
@@ -107,7 +129,7 @@ def test_changes_of_the_folder(tmp_path, base, adapters, logged):
 
 def test_an_unexpected_error_of_one_adapter_leaves_the_others(tmp_path, base, adapters, monkeypatch, logged):
     adapters[0].save(tmp_path / "a")
-    folder, load, failures = ServedAdapters(tmp_path, base), RoadAdapter.load, [RuntimeError("no memory")]
+    folder, load, failures = ServedAdapters(tmp_path, base, "base"), RoadAdapter.load, [RuntimeError("no memory")]
 
     def fail_once(path, base=None):
         if failures and Path(path).name == "c":
@@ -128,7 +150,7 @@ def test_an_adapter_stays_while_it_is_saved_again(tmp_path, base, adapters, monk
     """`save` removes the file of the old angles after the folder was listed, and after the file was looked at a few times."""
     adapters[0].save(tmp_path / "a")
     adapters[1].save(tmp_path / "b")
-    folder, stat, seen = ServedAdapters(tmp_path, base), Path.stat, []
+    folder, stat, seen = ServedAdapters(tmp_path, base, "base"), Path.stat, []
     (old,) = (tmp_path / "a").glob("*.safetensors")
 
     def save_behind(path, **options):
@@ -150,15 +172,15 @@ def test_an_adapter_stays_while_it_is_saved_again(tmp_path, base, adapters, monk
 def test_folders_that_cannot_be_served(tmp_path, base, adapters):
     for folder, message in ((tmp_path / "missing", "does not exist"), (tmp_path, "contains no adapter folders, run folders or")):
         with pytest.raises(InputError, match=message):
-            ServedAdapters(folder, base)
+            ServedAdapters(folder, base, "base")
     other = tiny_model("Llama", "causal-lm", num_hidden_layers=1)
     replace(random_adapter(find_sites(other, "all-linear")), base=BaseModelSignature.of(other)).save(tmp_path / "other")
     with pytest.raises(
         InputError, match="adapter 'other' was made for another model, an unnamed llama, not for .*: num_hidden_layers is 2"
     ):
-        ServedAdapters(tmp_path, base)
+        ServedAdapters(tmp_path, base, "base")
     shutil.rmtree(tmp_path / "other")
     adapters[0].save(tmp_path / "broken")
     (tmp_path / "broken" / "adapter.json").write_text("{")
     with pytest.raises(InputError, match=r"adapter\.json is not valid JSON"):
-        ServedAdapters(tmp_path, base)
+        ServedAdapters(tmp_path, base, "base")

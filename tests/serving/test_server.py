@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,6 +94,35 @@ def test_chat_strengths_and_streaming(client, expected):
     assert "".join(part.choices[0].text for part in streamed) == expected["long"]
 
 
+def test_a_stream_has_an_end_that_clients_wait_for(address, expected):
+    body = {"model": "road:a", "prompt": "w5 w10 w7", "stream": True}
+    status, events = post(address[0], "/v1/completions", json.dumps(body))
+    *parts, last, rest = events.split("\n\n")
+    assert (status, last, rest) == (200, "data: [DONE]", "")
+    assert "".join(json.loads(part.removeprefix("data: "))["choices"][0]["text"] for part in parts) == expected[10, "a"]
+
+
+def test_an_error_in_a_stream_is_an_error_of_its_client(address, client, expected, monkeypatch):
+    """The text of the error has what JSON must escape."""
+    message = 'no "place"\nfor \\ it'
+
+    engine = address[1]
+    deliver = engine._deliver
+
+    def failing(name, output, on_output):
+        deliver(name, replace(output, error=message) if output.is_finished() else output, on_output)
+
+    monkeypatch.setattr(engine, "_deliver", failing)
+    for create, body in (
+        (client.completions.create, {"prompt": "w5"}),
+        (client.chat.completions.create, {"messages": [{"role": "user", "content": "w5"}]}),
+    ):
+        with pytest.raises(openai.APIError, match=re.escape(message)):
+            list(create(model="road:a", stream=True, **body))
+    monkeypatch.undo()
+    assert complete(client, "w5 w10 w7", "road:a") == expected[10, "a"]
+
+
 def test_fields_that_ask_for_nothing_change_nothing(client, expected, address):
     asked = {"top_p": 1.0, "presence_penalty": 0, "frequency_penalty": 0.0, "seed": 3, "n": 1}
     assert complete(client, "w5 w10 w7", "road:a", **asked) == expected[10, "a"]
@@ -147,6 +178,11 @@ BAD = [
     ("/v1/chat/completions", {"model": "road:a", "messages": []}, "messages: List should have at least 1 item"),
     ("/v1/chat/completions", {"model": "road:a", "messages": ["w5"]}, "messages.0: Input should be a valid dictionary"),
     ("/v1/chat/completions", {"model": "road:a", "messages": [{"role": "user"}]}, "messages.0.content: Field required"),
+    (
+        "/v1/chat/completions",
+        {"model": "road:a", "messages": [{"role": "user", "content": []}]},
+        "messages.0.content: Value error, a message has at least one part",
+    ),
     ("/v1/chat/completions", {"model": "road:a", "messages": [{"role": "wrong", "content": "w5"}]}, "no such role"),
     (
         "/v1/chat/completions",
