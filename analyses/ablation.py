@@ -39,16 +39,16 @@ MARGIN = 0.02  # of equivalence on SST-2: a fraction of the texts
 ALONE = {"angles-only": ("angles", ANGLES), "magnitudes-only": ("magnitudes", MAGNITUDES)}
 
 
-def measure(piece: Piece) -> AblationReport:
-    """The ablation of a run; for a run that trains one component, its own outcomes."""
+def measure(piece: Piece, **options: Any) -> AblationReport:
+    """The ablation of a run, with options of `ablation`; for a run that trains one component, its own outcomes."""
     behaviours = piece.recipe.kind == "multitask-generation"
     run, model = run_of(divided_by_seed(piece) if behaviours else piece), piece.recipe.model.name
     scorer = make_scorer(run)
     if piece.condition in ALONE:
         row = Ablation("trained alone", "all planes", ALONE[piece.condition][1], tuple(map(bool, scorer(run.adapter))))
         return AblationReport(model, scorer.task, run.adapter.variant, (piece.seed,), (row,), scorer.metric)
-    by = BY if piece.recipe.kind == "classification" else ("planes",)
-    return ablation(run.adapter, scorer, model=model, seed=piece.seed, by=by, progress=piece.progress)
+    options = {"by": ("planes",) if behaviours else BY, **options}
+    return ablation(run.adapter, scorer, model=model, seed=piece.seed, progress=piece.progress, **options)
 
 
 def report(pieces: Pieces) -> AblationReport:
@@ -114,22 +114,24 @@ class Settings:
 
 
 def measure_sst2(piece: Piece) -> AblationReport:
-    """The ablation of a run of sentiment-minilm with SST-2 in place of its data."""
+    """The ablation of a run of sentiment-minilm with SST-2 in place of its data; or a run that trains one component."""
     settings: Settings = piece.recipe
-    data = [*glue_overrides(settings.glue, "SST-2"), f"data.per_class={settings.per_class}"]
-    recipe: Any = load_recipe("sentiment-minilm", [*data, f"seed={settings.seed}", *settings.more])
-    run = run_of(piece._replace(recipe=recipe))
-    scorer = make_scorer(run)
-    found = ablation(run.adapter, scorer, model=recipe.model.name, seed=piece.seed, by=(), refit=False, progress=piece.progress)
-    return replace(found, task="SST-2")
+    overrides = [*glue_overrides(settings.glue, "SST-2"), f"data.per_class={settings.per_class}", f"seed={settings.seed}"]
+    if piece.condition in ALONE:
+        overrides.append(f"adapter.trainable={ALONE[piece.condition][0]}")
+    piece = piece._replace(recipe=load_recipe("sentiment-minilm", [*overrides, *settings.more]))
+    return replace(measure(piece, by=(), refit=False), task="SST-2")
 
 
 def describe_sst2(found: AblationReport) -> Described:
     sentence, numbers = describe(found)
-    for component in (ANGLES, MAGNITUDES):
-        _, *interval = found.loss(found.of("components", "all planes", component))
-        within = all(abs(bound) < MARGIN for bound in interval)
-        numbers.append((f"{BOTH} minus {component} within {MARGIN:g}", "shown" if within else "not shown"))
+    both = found.of("components", "all planes", BOTH)
+    for row in found.rows:
+        if row.component in (ANGLES, MAGNITUDES):
+            _, *interval = found.contrast(both, row)
+            within = all(abs(bound) < MARGIN for bound in interval)
+            name = f"{row.component} trained alone" if row.group == "trained alone" else row.component
+            numbers.append((f"{BOTH} minus {name} within {MARGIN:g}", "shown" if within else "not shown"))
     return f"{sentence} Equivalence within {MARGIN:g} is shown where an interval of 95% lies inside it.", numbers
 
 
@@ -179,11 +181,11 @@ SST2 = replace(
     title="Ablation of components, MiniLM on SST-2",
     question="Are the angles of a trained adapter, or its magnitudes, alone as good as both, within a margin set before?",
     caveat=(
-        "One model and one data set. An ablation says what an adapter uses that was trained with both components, not what "
-        "another training could do without one."
+        "One model and one data set. An ablation says what an adapter uses that was trained with both components; one component "
+        "trained alone has the learning rate that was chosen for both."
     ),
     recipe=Settings,
-    conditions={"both": Condition("both trained", requires=("glue",))},
+    conditions={slug: Condition(each.name, requires=("glue",)) for slug, each in STUDY.conditions.items()},
     measure=measure_sst2,
     draw=lambda found, folder: draw(found, folder / "sst2"),
     describe=describe_sst2,
