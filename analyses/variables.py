@@ -121,6 +121,8 @@ CHOSEN: Mapping[tuple[str, str], Mapping[str, float]] = {  # by model and entiti
         "masked components": 3e-3,
         MASKED_BASIS: 1e-1,
         "masked RoAd planes": 3e-3,
+        BOUNDLESS_DAS: 2e-2,
+        BOUNDLESS_DEEP: 1e-1,
     },
     (GEMMA, "physical_object"): {
         STACKED: 1e-1,
