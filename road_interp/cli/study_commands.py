@@ -57,6 +57,8 @@ def study(
 
     With --redraw and no name, draw every study that has results, and write one HTML page.
     """
+    if selection.only and name is None:
+        raise InputError("--only names conditions of one study: name the study, too")
     if list_all:
         _print_studies(as_json)
     elif name is not None:
@@ -98,6 +100,7 @@ def _redraw(options: StudyOptions, folder: Path, as_json: bool) -> None:
         from road_interp.training.study_page import write_page
 
         known = list(studies().values())
+    check_figure_folder(folder)
     with progress_bar() as update:
         page = write_page(known, options, folder, update)
     print_result(as_json, {"page": str(page)}, f"page: {page}")

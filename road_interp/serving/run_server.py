@@ -98,14 +98,14 @@ def serve(
 def _engine(
     model: RoadModel, adapter_name: str, config: GenerationConfig, sizes: tuple[int, int, int]
 ) -> Iterator[ContinuousBatching]:
-    """A continuous batch that has generated a token: transformers' engine does not run every architecture.
+    """A continuous batch that has read and generated tokens: transformers' engine does not run every architecture.
 
     Raises InputError if it cannot.
     """
     with ExitStack() as entered:
         try:
             engine = entered.enter_context(model.continuous_batching(generation_config=config, sizes=sizes))
-            engine.result(engine.add([0], adapter_name, max_new_tokens=1))
+            engine.result(engine.add([0], adapter_name, max_new_tokens=min(2, sizes[1])))
         except RuntimeError as error:
             raise InputError(f"the model cannot be served: {error}") from None
         yield engine

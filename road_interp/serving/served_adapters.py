@@ -17,6 +17,7 @@ from road_interp.models.compatibility import check_made_for, other_weights_besid
 from road_interp.runs.digests import model_digest
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import METRICS
+from road_interp.sources import is_here, resolve
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class ServedAdapters:
         if difference := other_weights_beside(self._base, path):
             raise InputError(f"{difference}, and can be saved as a model to serve")
         if not _is_same_model(trained_on, self._model_id):
-            log.warning("run '%s' was trained on '%s' and is served on '%s'", name, trained_on, self._model_id)
+            log.warning("run '%s' was trained on '%s' and is served on other files, '%s'", name, trained_on, self._model_id)
         return adapter, planes
 
     def _check_planes(self, name: str, planes: TaskPlanes | None) -> None:
@@ -101,8 +102,12 @@ class ServedAdapters:
 
 
 def _is_same_model(one: str, other: str) -> bool:
-    """Whether two ids are equal, or lead to the same files."""
-    return one == other or ((digest := model_digest(one)) is not None and digest == model_digest(other))
+    """Whether two ids are equal, or lead to equal files: one file, or folders of files with equal names and contents."""
+    paths = [resolve(each) for each in (one, other) if is_here(each)]
+    if one == other or len(paths) < 2:
+        return one == other
+    first, second = map(model_digest, paths)
+    return first is not None and first == second
 
 
 def check_adapters(folder: Path) -> None:

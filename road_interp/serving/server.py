@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from road_interp.models.continuous_batching import ContinuousBatching, token_ids
 from road_interp.models.request_adapter import RequestAdapter
 from road_interp.serving.model_names import ModelNames
 
+ERROR = re.compile(r'(?s)(\A|\n\n)data: \{"error": "(.*)"\}\n\n\Z')  # as transformers writes it: the text as it is, in quotes
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health")
 
 
@@ -75,7 +76,8 @@ def _error(request: Request, error: Any) -> JSONResponse:
         message = f"the body is not a JSON object: {reasons}"
     else:
         status, message = error.status_code, error.detail
-    return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status)
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return JSONResponse({"error": {"message": message, "type": kind}}, status)
 
 
 class OneModelManager(ModelManager):
@@ -129,8 +131,12 @@ class RequestManager(CBGenerateManager):
         try:
             return await super().generate_non_streaming(*args, **kwargs)
         except asyncio.CancelledError:
-            self._cb.cancel_request()
+            self.cancel()
             raise
+
+    def cancel(self) -> None:
+        """Give up the request, unless it is finished."""
+        self._cb.cancel_request()
 
 
 class OneRequest:
@@ -154,15 +160,13 @@ class OneRequest:
         self._on_output = callback
 
     def add_request(self, input_ids: list[int], max_new_tokens: int, streaming: bool, **others: Any) -> str:
-        """Add the request to the engine. transformers puts an error of a stream between quotes as it is: its text is for JSON."""
-
-        def deliver(output: Any) -> None:
-            if streaming and output.error is not None:
-                output = replace(output, error=json.dumps(output.error)[1:-1])
-            self._on_output(output)
-
+        """Add the request to the engine."""
         self._name = self._engine.add(
-            input_ids, *self._adapter, max_new_tokens=max_new_tokens, stream=streaming, on_output=deliver
+            input_ids,
+            *self._adapter,
+            max_new_tokens=max_new_tokens,
+            stream=streaming,
+            on_output=lambda output: self._on_output(output),
         )
         return self._name
 
@@ -264,19 +268,49 @@ class _Handler:
     async def handle_request(self, body: dict, request_id: str) -> Any:
         given = {key: value for key, value in body.items() if value is not None}
         try:
-            response = await super().handle_request(given, request_id)
+            return await super().handle_request(given, request_id)
         except (InputError, TemplateError) as error:
             raise HTTPException(400, str(error)) from None
-        if isinstance(response, StreamingResponse):
-            response.body_iterator = _as_openai(response.body_iterator)
+        except CBWorkerDeadError:
+            raise
+        except RuntimeError as error:  # of this request alone
+            raise HTTPException(500, str(error)) from None
+
+    def _streaming(
+        self,
+        request_id: str,
+        model: Any,
+        processor: Any,
+        model_id: str,
+        inputs: dict,
+        gen_config: GenerationConfig,
+        gen_manager: RequestManager,
+        *others: Any,
+        **named: Any,
+    ) -> StreamingResponse:
+        if not hasattr(processor, "_tokenizer"):
+            raise InputError(f"{type(processor).__name__} is no fast tokeniser, and cannot decode a stream: ask without `stream`")
+        response = super()._streaming(request_id, model, processor, model_id, inputs, gen_config, gen_manager, *others, **named)
+        response.body_iterator = _as_openai(response.body_iterator, gen_manager)
         return response
 
 
-async def _as_openai(parts: AsyncIterable[Any]) -> AsyncIterator[str]:
-    """The events of a stream as OpenAI's clients expect them: an error is an object with its message, and there is an end."""
-    async for part in parts:
-        yield re.sub(r'(?m)^data: \{"error": (".*")\}$', r'data: {"error": {"message": \1, "type": "server_error"}}', part)
-    yield "data: [DONE]\n\n"
+async def _as_openai(parts: AsyncIterable[Any], manager: RequestManager) -> AsyncIterator[str]:
+    """The events of a stream as OpenAI's clients expect them: an error is an object with its message, and there is an end.
+
+    A request whose stream ends before it has finished is cancelled.
+    """
+
+    def in_json(found: re.Match[str]) -> str:
+        content = {"error": {"message": found[2], "type": "server_error"}}
+        return f"{found[1]}data: {json.dumps(content)}\n\n"
+
+    try:
+        async for part in parts:
+            yield ERROR.sub(in_json, part)
+        yield "data: [DONE]\n\n"
+    finally:
+        manager.cancel()
 
 
 class ChatHandler(_Handler, ChatCompletionHandler):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from road_interp.errors import InputError, did_you_mean
-from road_interp.files import GZIP, check_folder, write_atomically
+from road_interp.files import GZIP, check_folder, check_writable, write_atomically
 from road_interp.from_mapping import from_mapping
 from road_interp.models.loading import find_device
 from road_interp.progress import Progress, silent
@@ -53,6 +53,8 @@ def run_study(study: Study, options: StudyOptions, progress: Progress = silent) 
             if not path.is_file():
                 progress(f"{study.conditions[slug].name}, seed {seed}")
                 read_manifest(options.folder)  # one that cannot be read is an error before the measurement
+                check_writable(options.folder)
+                check_writable(options.runs)
                 started = time.monotonic()
                 result = _measure(study, slug, seed, options, progress)
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -206,7 +206,13 @@ def test_figures_do_not_replace_the_files_of_a_run(capsys, monkeypatch, finished
     {"adapter": finished.adapter.save, "run": partial(shutil.copytree, finished.folder)}[kind](folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     drift = ("drift", workplace / "model", finished.folder, workplace / "data.csv", "--limit", "2")
-    for command in (("inspect", folder), ("ablate", finished.folder, "--limit", "2"), drift, ("study", "size", "--quick")):
+    for command in (
+        ("inspect", folder),
+        ("ablate", finished.folder, "--limit", "2"),
+        drift,
+        ("study", "size", "--quick"),
+        ("study", "--redraw"),
+    ):
         code, _, err = run(capsys, monkeypatch, *command, "--out", folder)
         assert code == 2
         assert f"{kind}' holds a run or an adapter, whose files figures would replace: choose another folder" in err
@@ -307,6 +313,7 @@ WRONG = {
     "device 'tpu' is not known": ("train", "sentiment-minilm", "--device", "tpu"),
     "data file 'gone.csv' does not exist": ("train", "sentiment-minilm", "data.id=gone.csv"),
     "unknown method 'road'; the methods are bare, merged": ("bench", "nowhere", "--peers", "bare,road"),
+    "--only names conditions of one study": ("study", "--redraw", "--only", "foo"),
     "data file 'lost.csv' does not exist": ("drift", "a", "b", "lost.csv"),
 }
 

@@ -20,6 +20,7 @@ from road_interp.models.road_model import RoadModel
 from road_interp.serving import served_adapters
 from road_interp.serving.served_adapters import ServedAdapters
 from road_interp.sites.find import find_sites
+from road_interp.sources import resolve
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,7 @@ def test_a_run_that_was_trained_on_another_model_is_served_with_a_warning(tmp_pa
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(value)
     trained_on = {"same": "model", "equal": "copy", "different": "other", "gone": "removed"}
+    packaged = "package://road_interp/py.typed"
     for name in trained_on:
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / served_adapters.METRICS).write_text("{}")
@@ -91,7 +93,9 @@ def test_a_run_that_was_trained_on_another_model_is_served_with_a_warning(tmp_pa
     folder = ServedAdapters(tmp_path / "runs", base, str(tmp_path / "model"))
     assert list(folder.bank) == sorted(trained_on)
     assert [message.split("'")[1] for message in logged] == ["different", "gone"]
-    assert logged[0] == f"run 'different' was trained on '{tmp_path}/other' and is served on '{tmp_path}/model'"
+    assert logged[0] == f"run 'different' was trained on '{tmp_path}/other' and is served on other files, '{tmp_path}/model'"
+    assert served_adapters._is_same_model(packaged, resolve(packaged))
+    assert not served_adapters._is_same_model(packaged, "package://no_package/py.typed")
 
 
 def test_changes_of_the_folder(tmp_path, base, adapters, logged):

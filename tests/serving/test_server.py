@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tokenizers import processors
-from transformers import GenerationConfig
+from transformers import ByT5Tokenizer, GenerationConfig
 
 from helpers.models import random_adapter
 from helpers.road_models import bank_model
@@ -26,6 +26,7 @@ openai = pytest.importorskip("openai", reason="the server needs the extra [serve
 uvicorn = pytest.importorskip("uvicorn", reason="the server needs the extra [serve]")
 pytest.importorskip("transformers", minversion="5.24", reason="the server needs transformers 5.24")
 server = pytest.importorskip("road_interp.serving.server", reason="the server needs the extra [serve]")
+serving_utils = pytest.importorskip("transformers.cli.serving.utils", reason="the server needs the extra [serve]")
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +103,9 @@ def test_a_stream_has_an_end_that_clients_wait_for(address, expected):
     assert "".join(json.loads(part.removeprefix("data: "))["choices"][0]["text"] for part in parts) == expected[10, "a"]
 
 
-def test_an_error_in_a_stream_is_an_error_of_its_client(address, client, expected, monkeypatch):
+def test_an_error_is_an_error_of_its_client(address, client, expected, monkeypatch):
     """The text of the error has what JSON must escape."""
     message = 'no "place"\nfor \\ it'
-
     engine = address[1]
     deliver = engine._deliver
 
@@ -119,8 +119,35 @@ def test_an_error_in_a_stream_is_an_error_of_its_client(address, client, expecte
     ):
         with pytest.raises(openai.APIError, match=re.escape(message)):
             list(create(model="road:a", stream=True, **body))
+        with pytest.raises(openai.InternalServerError) as raised:
+            create(model="road:a", **body)
+        assert message in raised.value.body["message"]
+        assert raised.value.body["type"] == "server_error"
     monkeypatch.undo()
     assert complete(client, "w5 w10 w7", "road:a") == expected[10, "a"]
+
+
+def test_a_stream_that_cannot_be_decoded_frees_its_place(address, client, expected, monkeypatch):
+    def failing(streamer, output):
+        raise ValueError('expected "w1"\nfound "w2"')
+
+    monkeypatch.setattr(serving_utils.CBStreamer, "put", failing)
+    stream = client.completions.create(model="road:a", prompt="w5", max_tokens=LONGEST, stream=True)
+    (request,) = address[1]._requests.values()
+    with pytest.raises(openai.APIError, match='expected "w1"\nfound "w2"'):
+        list(stream)
+    wait_for(lambda: request.cancelled is not None)
+    monkeypatch.undo()
+    assert complete(client, "w5 w10 w7", "road:a") == expected[10, "a"]
+
+
+def test_a_tokeniser_that_is_not_fast_cannot_stream():
+    with served(bank_model(), ByT5Tokenizer()) as (port, engine):
+        body = {"model": "road:a", "prompt": "\t\t", "max_tokens": 2}  # bytes of which the tiny model has tokens
+        assert post(port, "/v1/completions", json.dumps(body))[0] == 200
+        status, answer = post(port, "/v1/completions", json.dumps({**body, "stream": True}))
+        assert (status, engine._requests) == (400, {})
+        assert "ByT5Tokenizer is no fast tokeniser" in answer
 
 
 def test_fields_that_ask_for_nothing_change_nothing(client, expected, address):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -248,6 +249,20 @@ def test_results_in_a_file_are_refused_before_anything_is_measured(study, measur
         with pytest.raises(InputError, match="file' is a file, not a folder"):
             run_study(study, replace(options(tmp_path, seeds=(0,)), results=results))
     assert measured == []
+
+
+@pytest.mark.parametrize("folder", ["results", "runs"])
+def test_folders_without_permission_are_refused_before_anything_is_measured(study, measured, tmp_path, monkeypatch, folder):
+    """Root may write everywhere, so that the answer of the system is replaced. What is measured already needs no permission."""
+    (tmp_path / folder).mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / folder)
+    with pytest.raises(InputError, match=f"no file can be written in '{tmp_path / folder}'"):
+        run_study(study, options(tmp_path))
+    assert measured == []
+    monkeypatch.undo()
+    report = run_study(study, options(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert run_study(study, options(tmp_path)) == report
 
 
 def test_data_files_of_one_name_in_different_folders_are_told_apart(study, measured, tmp_path):
