@@ -186,8 +186,8 @@ SST2 = replace(
     ),
     recipe=Settings,
     conditions={
-        "both": Condition("both trained", requires=("glue",)),  # in fp32, which "auto" chose on the machine of its runs
-        **{slug: Condition(name, ("more=[training.precision=fp32]",), requires=("glue",)) for slug, (_, name) in ALONE.items()},
+        slug: Condition(each.name, ("more=[training.precision=fp32]",), requires=("glue",))
+        for slug, each in STUDY.conditions.items()
     },
     measure=measure_sst2,
     draw=lambda found, folder: draw(found, folder / "sst2"),
