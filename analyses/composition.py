@@ -80,7 +80,7 @@ def conditions() -> dict[str, Condition]:
     own = partial(undivided, left_out="drawn")
     found["undivided_own-loss"] = Condition("undivided, loss of own tokens", (), own, seeds=3)
     faster = ("training.learning_rate=0.01",)
-    found[f"{MAIN}{FASTER}"] = Condition("planes, co-activation 0.5, rate 0.01", (coact(0.5), *faster), seeds=3)
+    found[f"{MAIN}{FASTER}"] = Condition("planes, co-activation 0.5, rate 0.01", (coact(0.5), *faster))
     found[f"undivided_own-loss{FASTER}"] = Condition("undivided, loss of own tokens, rate 0.01", faster, own, seeds=3)
     found["adapter-per-set"] = Condition("an adapter per set, composite examples", (), adapter_per_set)
     found["multiplied"] = Condition("trained apart and multiplied", (), multiplied, seeds=1)
