@@ -109,8 +109,8 @@ def conditions() -> dict[str, Condition]:
             f"{count} tasks: planes, co-activation 0.5, rate 0.01", changes, seeds=seeds
         )
     slug = "3-tasks_undivided_others-left-out"
-    name, of = f"{found[slug].name}, rate 0.01", partial(undivided, left_out="all")
-    found[f"{slug}{FASTER}"] = Condition(name, (*tasks(*TASKS[3]), *faster), of, seeds=3)
+    slow = found[slug]
+    found[f"{slug}{FASTER}"] = replace(slow, name=f"{slow.name}, rate 0.01", overrides=(*slow.overrides, *faster))
     for slug, of in compared.items():
         changes = (*found[slug].overrides, *GEMMA)
         found[f"gemma-3-270m_{slug}"] = Condition(f"Gemma-3-270M: {found[slug].name}", changes, of, seeds=3)

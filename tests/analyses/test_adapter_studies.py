@@ -175,6 +175,27 @@ def test_ablations_of_seeds_are_put_together(known):
     assert study.report({"both": pieces["both"][:1]}).rows == pieces["both"][0].rows
 
 
+def test_equivalence_is_shown_where_the_interval_is_inside_the_margin(known):
+    """1,000 texts: angles cut out, and trained alone, differ in one of them; magnitudes cut out fail, alone in 30."""
+    study, report = known["ablation-sst2"], taken_apart(needs("angles"))
+    right = {"both": 1000, "angles only": 999, "magnitudes only": 0, "angles only alone": 999, "magnitudes only alone": 970}
+    kept = [replace(row, correct=_right(right.get(row.component, 0))) for row in report.rows if row.group == "components"]
+    whole = replace(report, rows=tuple(kept))
+    for component in ("angles only", "magnitudes only"):
+        whole = whole.with_trained_alone(component, _right(right[f"{component} alone"]))
+    verdicts = {row: value for row, value in study.describe(whole)[1] if "within" in row}
+    assert verdicts == {
+        "both minus angles only within 0.02": "shown",
+        "both minus magnitudes only within 0.02": "not shown",
+        "both minus angles only trained alone within 0.02": "shown",
+        "both minus magnitudes only trained alone within 0.02": "not shown",
+    }
+
+
+def _right(count):
+    return (True,) * count + (False,) * (1000 - count)
+
+
 def test_angles(known, command, workplace, monkeypatch, tmp_path):
     """End to end: two runs are trained and compared; another study takes what is there."""
     overrides = [f"model.id={workplace / 'model'}", f"data.id={workplace / 'data.csv'}", "data.filter={}", "data.per_class=null"]

@@ -126,7 +126,7 @@ def test_wrong_arguments_are_one_line(tmp_path, capsys, monkeypatch):
     assert "max_length 8 leaves no room for a prompt beside 8 new tokens" in error
 
 
-def test_a_model_that_the_engine_cannot_run_is_refused_before_it_is_served(tmp_path, monkeypatch):
+def test_a_model_that_the_engine_cannot_run_is_refused_before_it_is_served(tmp_path):
     """The engine fails in its first pass with the architecture; without that pass, every client would be told so."""
     tokenizer = word_tokenizer()
     base = tiny_model("GPTNeoX", "causal-lm", vocab_size=len(tokenizer))
