@@ -3,6 +3,7 @@
 road-interp study multitask-accuracy                    # with and without co-activation, and each task alone, three seeds
 road-interp study multitask-accuracy --only coact-0.5-longer    # with twice the epochs
 road-interp study multitask-accuracy-mpnet              # on MPNet, with fewer texts and the first three of these conditions
+road-interp study multitask-accuracy-rates              # the learning rate of every task, together and alone, on validation texts
 
 A task that is trained alone on its planes has a recipe with both tasks, so that it owns the same planes as in joint training, but
 the other one has OTHER_TEXTS texts per class only, and is never active in its rows.
@@ -11,7 +12,7 @@ the other one has OTHER_TEXTS texts per class only, and is never active in its r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,11 +20,15 @@ from road_interp import plots
 from road_interp.cli.app import main_of
 from road_interp.errors import InputError
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy
+from road_interp.models.loading import find_device
 from road_interp.plots import export
+from road_interp.results import Result
 from road_interp.sources import is_here
+from road_interp.training.multitask_classifier import MultiTaskClassificationExperiment
 from road_interp.training.study import Condition, Described, Piece, Pieces, Study, needs, with_interval
 from road_interp.training.study_runs import run_of
 
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 QUICK = ("training.max_steps=2", *(f"tasks.{task}.labels.per_class=200" for task in ("sentiment", "source")))
 OTHER_TEXTS = 50
 OTHER = {"sentiment": "source", "source": "sentiment"}
@@ -109,6 +114,54 @@ def rows_of(found: MultiTaskAccuracyStudy) -> list[tuple[str, str]]:
     return rows
 
 
+def measure_rate(piece: Piece) -> MultiTaskAccuracyReport:
+    """Accuracy on the validation texts of the tasks together, or of one task that owns all planes."""
+    slug, _, _ = piece.condition.rpartition("_")
+    if slug in ALONE:
+        piece = only_task(piece, ALONE[slug])
+    found = MultiTaskClassificationExperiment.accuracy_of(run_of(piece), "validation", find_device(None))
+    return replace(found, method=RATES_STUDY.conditions[piece.condition].name)
+
+
+@dataclass(frozen=True)
+class HeadRates(Result):
+    """Accuracies on the validation texts, by condition."""
+
+    reports: Mapping[str, MultiTaskAccuracyReport]
+
+    @property
+    def scores(self) -> dict[str, dict[float, float]]:
+        """By task and way of training, the accuracy for each learning rate; with both tasks that with all planes active."""
+        found: dict[str, dict[float, float]] = {}
+        for slug, each in self.reports.items():
+            way, _, rate = slug.rpartition("_")
+            for task in each.tasks:
+                name = f"{task} alone" if way in ALONE else f"{task}, both tasks"
+                found.setdefault(name, {})[float(rate)] = each.accuracy(task, each.together)[0]
+        return found
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The learning rate with the highest accuracy, of equal ones the smallest, where the whole grid is measured."""
+        whole = {name: scores for name, scores in self.scores.items() if len(scores) == len(RATES)}
+        return {name: max(scores, key=lambda rate: (scores[rate], -rate)) for name, scores in whole.items()}
+
+
+def rates_report(pieces: Pieces) -> HeadRates:
+    return HeadRates({slug: only for slug, (only,) in pieces.items()})
+
+
+def draw_rates(found: HeadRates, folder: Path) -> list[Path]:
+    ax = plots.learning_rates(found.scores, best=found.best, label="validation accuracy")
+    return [export.save_figure(ax, found, folder, "multitask-accuracy-rates")]
+
+
+def describe_rates(found: HeadRates) -> Described:
+    rows = [(f"{name}, rate {rate:g}", f"{score:.3f}") for name, of in found.scores.items() for rate, score in of.items()]
+    best = ", ".join(f"{name} {rate:g}" for name, rate in found.best.items()) or "no grid is complete yet"
+    return f"Accuracy on validation texts by learning rate; all planes are active. The best: {best}.", rows
+
+
 STUDY = Study(
     name="multitask-accuracy",
     title="Two tasks on one hidden state",
@@ -160,6 +213,28 @@ MPNET = replace(
     applies=lambda recipe: is_here(recipe.model.id),
     minutes=150,
     seeds=(0, 1, 2),
+)
+
+RATES_STUDY = replace(
+    STUDY,
+    name="multitask-accuracy-rates",
+    title="Learning rates of two tasks on one hidden state",
+    question="Which learning rate does each task need, trained together with the other and alone?",
+    caveat="One model and one seed: rates whose accuracies differ by little are not told apart.",
+    conditions={
+        f"{slug}_{rate:g}": Condition(
+            f"{STUDY.conditions[slug].name}, rate {rate:g}",
+            (*STUDY.conditions[slug].overrides, f"training.learning_rate={rate:g}"),
+        )
+        for slug in ("coact-0.5", *ALONE)
+        for rate in RATES
+    },
+    measure=measure_rate,
+    report=rates_report,
+    draw=draw_rates,
+    describe=describe_rates,
+    minutes=60,
+    seeds=(6,),
 )
 
 if __name__ == "__main__":

@@ -270,11 +270,14 @@ class LabelledTaskRecipe:
 
     Attributes:
         labels: the data set, its columns and its splits; its labels are classes.
+        learning_rate: of the task's planes and head; by default that of `training`.
     """
 
     labels: DataRecipe
+    learning_rate: float | None = None
 
     def __post_init__(self) -> None:
+        _check_task_rate(self)
         classes = self.labels.problem_type == "classification"
         _require(classes, "labels.problem_type", self.labels.problem_type, "classification in a multi-task recipe")
 
@@ -337,6 +340,7 @@ class TaskRecipe:
         test: data set of test questions, of which the first `scoring.test` are used.
         reference: Jinja template over the columns of `test` for the reference answer; by default `answer`.
         match: regular expression; an answer is correct if its last match equals that of the reference (`extract_answer`).
+        learning_rate: of the task's planes; by default that of `training`.
     """
 
     behaviour: str | None = None
@@ -349,8 +353,10 @@ class TaskRecipe:
     test: str | None = None
     reference: str | None = None
     match: str | None = None
+    learning_rate: float | None = None
 
     def __post_init__(self) -> None:
+        _check_task_rate(self)
         given = (self.behaviour is None) != (self.id is None)
         _require(given, "behaviour", self.behaviour, "given if id is not, and left out if it is")
         for key in UNUSED_OF_BEHAVIOURS if self.behaviour else ():
@@ -517,6 +523,11 @@ def _check_tasks(recipe: MultiTaskClassificationRecipe | MultiTaskGenerationReci
     for name in recipe.tasks:
         check_name(name, "a task")
     _require(0 <= recipe.co_activation <= 1, "co_activation", recipe.co_activation, "a probability")
+
+
+def _check_task_rate(task: LabelledTaskRecipe | TaskRecipe) -> None:
+    rate = task.learning_rate
+    _require(rate is None or rate > 0, "learning_rate", rate, "positive")
 
 
 def _compiles(pattern: str) -> bool:

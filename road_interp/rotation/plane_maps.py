@@ -106,6 +106,12 @@ def num_parameters(width: int, variant: Variant) -> int:
     return {"road_1": width // 2, "road_2": width, "road_4": 2 * width}[variant]
 
 
+def parameter_mask(planes: Bool[Tensor, " planes"], variant: Variant, group_size: int) -> Bool[Tensor, " n"]:
+    """Which values of theta, and of alpha, belong to the given planes."""
+    per_plane = num_parameters(2, variant)
+    return planes.view(-1, 1, group_size // 2).repeat(1, per_plane, 1).flatten()
+
+
 def maps_from_parameters(
     theta: Float[Tensor, "*rows n"], alpha: Float[Tensor, "*rows n"], variant: Variant, group_size: int
 ) -> PlaneMaps:

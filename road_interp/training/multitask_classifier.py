@@ -6,7 +6,7 @@ Every task owns planes of the hidden states and has its own linear head.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,6 +82,11 @@ class MultiTaskClassifier(nn.Module):
 class MultiTaskClassifierTrainer(MultiTaskTrainer):
     """Trainer for labelled texts of several tasks; each text trains the planes and the head of its task."""
 
+    def own_parameters(self, task: str) -> Iterable[nn.Parameter]:
+        """The head of a task."""
+        heads: Any = self._model.heads
+        return heads[self._tasks.index(task)].parameters()
+
     def call(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         """The loss of one batch: the mean of the rows' cross-entropies, each from the head of its task."""
         own, active = self.active(inputs["task"])
@@ -123,7 +128,7 @@ class MultiTaskClassificationExperiment:
     ) -> MultiTaskClassifierTrainer:
         """The trainer for the texts of all tasks."""
         return MultiTaskClassifierTrainer(
-            tasks=self.recipe.task_names,
+            tasks=self.recipe.tasks,
             co_activation=self.recipe.co_activation,
             model=model,
             args=training_arguments(self.recipe, folder, device, progress, eval_strategy="no", **options),
@@ -158,11 +163,16 @@ class MultiTaskClassificationExperiment:
         """Accuracies of all heads on the recipe's test texts. Raises InputError for other data."""
         if data is not None:
             raise InputError("several heads are scored on the test texts of their recipe; --data is for one classification")
+        return cls.accuracy_of(run, "test", device, progress).summary()
+
+    @classmethod
+    def accuracy_of(cls, run: Run, split: str, device: torch.device, progress: bool = False) -> MultiTaskAccuracyReport:
+        """The accuracy of a trained run on the texts of a split, as `accuracy`."""
         with waiting("loading model and data", progress):
             experiment = cls(run.recipe)  # type: ignore[arg-type]
             experiment.load_data()
             model = on_device(load_multitask_classifier(run, experiment.data, experiment.tokenizer), device)
-        return experiment.accuracy(model, "test", progress).summary()
+        return experiment.accuracy(model, split, progress)
 
     def accuracy(self, model: MultiTaskClassifier, split: str, progress: bool = False) -> MultiTaskAccuracyReport:
         """The accuracy of every head on the texts of its task, with no planes, its own planes and all planes active."""

@@ -157,7 +157,7 @@ class MultiTaskGenerationExperiment:
         return GenerationTrainer(
             parts=self.parts,
             co_activation_loss=recipe.co_activation_loss,
-            tasks=recipe.task_names,
+            tasks=recipe.tasks,
             co_activation=recipe.co_activation,
             shared=recipe.shared,
             model=model,

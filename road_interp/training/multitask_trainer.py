@@ -6,15 +6,26 @@ trained in the presence of the others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from road_interp.adapters.joined_names import join_names
+from road_interp.errors import InputError
+from road_interp.models.road_model import RoadModel
+from road_interp.rotation.plane_maps import parameter_mask
+from road_interp.training.task_rates import TaskRates
 from road_interp.training.trainer import RoadTrainer
+
+
+class _Task(Protocol):
+    """The section of a task in a recipe."""
+
+    @property
+    def learning_rate(self) -> float | None: ...
 
 
 class MultiTaskTrainer(RoadTrainer):
@@ -24,14 +35,39 @@ class MultiTaskTrainer(RoadTrainer):
     set of at least one of them.
 
     Args:
-        tasks: names, in the order of the column `task` of the data.
+        tasks: by name, in the order of the column `task` of the data.
         shared: a task whose planes are active in every row; its own examples activate no others.
         options: arguments of the Trainer.
     """
 
-    def __init__(self, tasks: Sequence[str], co_activation: float, shared: str | None = None, **options: Any) -> None:
+    def __init__(self, tasks: Mapping[str, _Task], co_activation: float, shared: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         self._tasks, self._co_activation, self._shared = tuple(tasks), co_activation, shared
+        rates = {name: task.learning_rate for name, task in tasks.items() if task.learning_rate is not None}
+        if rates:
+            self.add_callback(TaskRates(self._factors(rates)))
+
+    def _factors(self, rates: Mapping[str, float]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """The factors of the updates, for learning rates of tasks."""
+        factors = {name: rate / self.args.learning_rate for name, rate in rates.items()}
+        for task, factor in factors.items():
+            for parameter in self.own_parameters(task):
+                yield parameter, torch.tensor(factor)
+        road = next((module for module in self._model.modules() if isinstance(module, RoadModel)), None)
+        if road is None or road.planes is None:
+            task = next(iter(rates))
+            raise InputError(f"tasks.{task}.learning_rate is of the planes of '{task}', and this model has no planes of tasks")
+        masks = {task: road.planes.of(task) for task in factors}
+        for site, intervention in road.by_site():
+            of_site = torch.ones_like(intervention.theta)
+            for task, factor in factors.items():
+                mask = parameter_mask(masks[task][site.name], intervention.variant, intervention.group_size)
+                of_site[mask.to(of_site.device)] = factor
+            yield from ((parameter, of_site) for parameter in (intervention.theta, intervention.alpha))
+
+    def own_parameters(self, task: str) -> Iterable[nn.Parameter]:
+        """The parameters beside the rotations that belong to one task: none."""
+        return ()
 
     def active(self, task: Int[Tensor, " rows"]) -> tuple[list[str], list[str]]:
         """For each row the task that is trained, and the tasks whose planes are active, such as "a+b"."""

@@ -16,6 +16,7 @@ from helpers.cli import run as run_cli
 from helpers.models import save_encoder_decoder
 from road_interp import plots
 from road_interp.adapters.joined_names import BASE
+from road_interp.adapters.modules_to_save import read_safetensors
 from road_interp.data.labelled import load_labelled
 from road_interp.errors import InputError
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport, MultiTaskAccuracyStudy, active_sets
@@ -23,9 +24,14 @@ from road_interp.models.loading import load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.rotation.plane_maps import apply
 from road_interp.runs.run import Run
+from road_interp.runs.run_files import HEAD
 from road_interp.training import multitask_classifier
 from road_interp.training.api import evaluate, train
-from road_interp.training.multitask_classifier import answers_by_task, load_labelled_tasks
+from road_interp.training.multitask_classifier import (
+    MultiTaskClassificationExperiment,
+    answers_by_task,
+    load_labelled_tasks,
+)
 from road_interp.training.scoring import MultiTaskScorer, make_scorer
 
 pytestmark = pytest.mark.training
@@ -395,3 +401,45 @@ def test_heads_need_accuracy(folder):
 def test_wrong_heads_are_refused(folder, override, message):
     with pytest.raises(InputError, match=message):
         recipe_for(folder, override)
+
+
+FEW_STEPS = ("training.max_steps=4", "training.max_grad_norm=0", "co_activation=0.0")
+
+
+@pytest.mark.parametrize("variant", ["road_1", "road_2", "road_4"])
+def test_a_task_with_its_own_learning_rate_is_trained_as_with_that_rate_for_all(folder, tmp_path, variant):
+    """The other task is trained as if all had its rate: without co-activation their updates do not depend on each other."""
+    few = (*FEW_STEPS, f"adapter.variant={variant}")
+    own, slow, fast = (
+        train(recipe_for(folder, *few, *overrides), tmp_path / name, progress=False)
+        for name, *overrides in (
+            ("own", "tasks.start.learning_rate=0.01"),
+            ("slow", "training.learning_rate=0.01"),
+            ("fast", "training.learning_rate=0.05"),
+        )
+    )
+    for index, (task, same, other) in enumerate((("tone", fast, slow), ("start", slow, fast))):
+        planes = own.planes.of(task)
+        found, expected, different = (run.adapter.restrict(planes) for run in (own, same, other))
+        for values in ("theta", "alpha"):
+            for name, value in getattr(found, values).items():
+                torch.testing.assert_close(value, getattr(expected, values)[name], rtol=1e-4, atol=1e-6)
+                assert not torch.allclose(value, getattr(different, values)[name], rtol=1e-2)
+        heads, expected_heads, different_heads = (read_safetensors(run.folder / HEAD) for run in (own, same, other))
+        for name in (name for name in heads if f"heads.{index}." in name):
+            torch.testing.assert_close(heads[name], expected_heads[name], rtol=1e-4, atol=1e-6)
+            assert not torch.allclose(heads[name], different_heads[name], rtol=1e-2)
+
+
+def test_the_learning_rate_of_a_task_is_positive(folder):
+    with pytest.raises(InputError, match=re.escape("'tasks.tone.learning_rate' must be positive, not -1.0")):
+        recipe_for(folder, "tasks.tone.learning_rate=-1.0")
+
+
+def test_planes_that_belong_to_no_task_have_no_rate_of_a_task(folder, tmp_path):
+    experiment = MultiTaskClassificationExperiment(recipe_for(folder, "tasks.tone.learning_rate=0.01"))
+    experiment.load_data()
+    model = experiment.build_model(cpu := torch.device("cpu"))
+    model.road.planes = None
+    with pytest.raises(InputError, match="tasks.tone.learning_rate is of the planes of 'tone', and this model has no planes"):
+        experiment.make_trainer(model, tmp_path, cpu, progress=False)
