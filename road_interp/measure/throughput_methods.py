@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import CompileConfig, GenerationConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from road_interp.adapters.bank import RoadBank
 from road_interp.adapters.road_adapter import RoadAdapter
 from road_interp.errors import InputError
 from road_interp.measure.call_cost import Call
+from road_interp.measure.stacked_lora import StackedLora, row_of, shared_copy
 from road_interp.models.batching_engine import make_engine
 from road_interp.models.intervention import pyvene
 from road_interp.models.road_model import RoadModel
 from road_interp.models.seeding import generator_of
 from road_interp.sites.find import find_sites
-from road_interp.sites.module_tree import output_width
 from road_interp.sites.site import Site
 
 RANK = 8  # of LoRA
@@ -52,22 +52,22 @@ class ThroughputMethods:
     @cached_property
     def road(self) -> RoadModel:
         """RoadModel with one adapter."""
-        return RoadModel(_shared_copy(self.base), self.adapters["a0"])
+        return RoadModel(shared_copy(self.base), self.adapters["a0"])
 
     @cached_property
     def banked(self) -> RoadModel:
         """RoadModel with one adapter per row."""
-        return RoadModel(_shared_copy(self.base), RoadBank(self.adapters))
+        return RoadModel(shared_copy(self.base), RoadBank(self.adapters))
 
     @cached_property
     def compiled_banked(self) -> RoadModel:
         """RoadModel with one adapter per row, on a copy of its own: compiled code belongs to its modules."""
-        return RoadModel(_shared_copy(self.base), RoadBank(self.adapters))
+        return RoadModel(shared_copy(self.base), RoadBank(self.adapters))
 
     @cached_property
     def pyvene(self) -> RoadModel:
         """A RoadModel with one adapter that is run by pyvene's own loop."""
-        return RoadModel(_shared_copy(self.base), self.adapters["a0"])
+        return RoadModel(shared_copy(self.base), self.adapters["a0"])
 
     @cached_property
     def peft_road(self) -> Any:
@@ -87,7 +87,7 @@ class ThroughputMethods:
     @cached_property
     def stacked(self) -> StackedLora:
         """LoRA as two batched matrix products per layer."""
-        return StackedLora(self.base, self.sites, len(self.adapters))
+        return StackedLora(self.base, self.sites, len(self.adapters), RANK)
 
     def _peft(self, config: str, names: Sequence[str], **options: Any) -> Any:
         """A PEFT model with adapters named `names` on the linear layers of all sites. Raises InputError if PEFT is missing."""
@@ -97,10 +97,19 @@ class ThroughputMethods:
             raise InputError("the benchmark compares with PEFT: pip install peft") from None
         settings = getattr(peft, config)(target_modules=self._kinds, **options)
         # Adapters in the dtype of the base: with those in fp32, PEFT's RoAd cannot mix them in bf16.
-        model: Any = peft.get_peft_model(_shared_copy(self.base), settings, adapter_name=names[0], autocast_adapter_dtype=False)
+        model: Any = peft.get_peft_model(shared_copy(self.base), settings, adapter_name=names[0], autocast_adapter_dtype=False)
         for name in names[1:]:
             model.add_adapter(name, settings, autocast_adapter_dtype=False)
         return model.eval()
+
+    def _lora(self, adapters: Callable[[StackedLora], AbstractContextManager[None]], run: Callable[[Any], Any]) -> Call:
+        """`run` on the model of stacked LoRA, with adapters."""
+
+        def call() -> Any:
+            with adapters(self.stacked):
+                return run(self.stacked.model)
+
+        return call
 
     def forward(self, ids: Tensor) -> dict[str, Call]:
         """Forward passes with one adapter."""
@@ -113,7 +122,7 @@ class ThroughputMethods:
             "PEFT RoAd": lambda: self.peft_road(**inputs),
             "PEFT LoRA": lambda: self.peft_lora(**inputs),
             "PEFT OFT": lambda: self.peft_oft(**inputs),
-            "stacked LoRA": lambda: self.stacked.call(ids.shape[0], lambda: self.stacked.model(**inputs)),
+            "stacked LoRA": self._lora(lambda lora: lora.per_row(len(ids)), lambda model: model(**inputs)),
         }
 
     def training(self, ids: Tensor) -> dict[str, Call]:
@@ -132,6 +141,7 @@ class ThroughputMethods:
             "PEFT RoAd": lambda: self.peft_road(**inputs).loss,
             "PEFT LoRA": lambda: self.peft_lora(**inputs).loss,
             "PEFT OFT": lambda: self.peft_oft(**inputs).loss,
+            "stacked LoRA": self._lora(StackedLora.one_adapter, lambda model: model(**inputs).loss),
         }
 
     def generate(self, ids: Tensor, new_tokens: int) -> dict[str, Call]:
@@ -145,7 +155,7 @@ class ThroughputMethods:
             "RoadModel": lambda: self.banked.generate(inputs, adapter_names=names, **options),
             "PEFT RoAd": lambda: self.peft_road.generate(**inputs, adapter_names=names, **options),
             "PEFT LoRA": lambda: self.peft_lora.generate(**inputs, adapter_names=names, **options),
-            "stacked LoRA": lambda: self.stacked.call(len(ids), lambda: self.stacked.model.generate(**inputs, **options)),
+            "stacked LoRA": self._lora(lambda lora: lora.per_row(len(ids)), lambda model: model.generate(**inputs, **options)),
         }
 
     def one_lora(self, ids: Tensor, new_tokens: int, rank: int) -> dict[str, Call]:
@@ -164,10 +174,16 @@ class ThroughputMethods:
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         options = _greedy(new_tokens)
         names = list(self.adapters)[: len(ids)]
+
+        def lora_generate(model: Any) -> Tensor:
+            return model.generate(**inputs, **options)
+
         return {
             "bare": lambda: self.base.generate(**inputs, **options),
             "RoadModel, one adapter": lambda: self.banked.generate(inputs, adapter_names=[names[0]] * len(ids), **options),
             "RoadModel, all different": lambda: self.banked.generate(inputs, adapter_names=names, **options),
+            "stacked LoRA, one adapter": self._lora(StackedLora.one_adapter, lora_generate),
+            "stacked LoRA, all different": self._lora(lambda lora: lora.per_row(len(ids)), lora_generate),
         }
 
     def strengths(self, ids: Tensor, new_tokens: int) -> dict[str, Call]:
@@ -175,10 +191,17 @@ class ThroughputMethods:
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         options = {**_greedy(new_tokens), "adapter_names": list(self.adapters)[: len(ids)]}
         strengths = [0.5 + row / len(ids) for row in range(len(ids))]
+        factors = torch.tensor(strengths, device=ids.device, dtype=self.base.dtype)
+
+        def lora_generate(model: Any) -> Tensor:
+            return model.generate(**inputs, **_greedy(new_tokens))
+
         return {
             "bare": lambda: self.base.generate(**inputs, **_greedy(new_tokens)),
             "RoadModel": lambda: self.banked.generate(inputs, **options),
             "RoadModel, strengths": lambda: self.banked.generate(inputs, strengths=strengths, **options),
+            "stacked LoRA": self._lora(lambda lora: lora.per_row(len(ids)), lora_generate),
+            "stacked LoRA, strengths": self._lora(lambda lora: lora.per_row(len(ids), factors), lora_generate),
         }
 
     def continuous(self, rows: int, new_tokens: int) -> dict[str, Call]:
@@ -192,29 +215,33 @@ class ThroughputMethods:
         config = GenerationConfig(do_sample=False, max_new_tokens=new_tokens, pad_token_id=0, eos_token_id=-1)
         sizes = (max(lengths), new_tokens, rows)
 
-        def bare() -> list[list[int]]:
-            engine = make_engine(self.base, config, None, sizes)
-            engine.start()
-            try:
-                engine.add_requests(prompts, max_new_tokens=new_tokens)
-                return [engine.get_result(timeout=600).generated_tokens for _ in prompts]
-            finally:
-                engine.stop(block=True)
-                engine.destroy()
+        def generated(model: Any, adapters: Callable[[Any], AbstractContextManager[None]]) -> list[list[int]]:
+            engine = make_engine(model, config, None, sizes)
+            with adapters(engine):
+                engine.start()
+                try:
+                    engine.add_requests(prompts, max_new_tokens=new_tokens)
+                    found = [engine.get_result(timeout=600) for _ in prompts]
+                finally:
+                    engine.stop(block=True)
+                    engine.destroy()
+            return [each.generated_tokens for each in sorted(found, key=lambda each: row_of(each.request_id))]
 
         def road(names: list[str]) -> list[Any]:
             return self.banked.generate_batch(prompts, names, max_new_tokens=new_tokens, generation_config=config)
 
         return {
-            "bare": bare,
+            "bare": lambda: generated(self.base, lambda engine: nullcontext()),
             "RoadModel, one adapter": lambda: road(names[:1] * rows),
             "RoadModel, all different": lambda: road(names),
+            "stacked LoRA, one adapter": lambda: generated(self.stacked.model, lambda engine: self.stacked.one_adapter()),
+            "stacked LoRA, all different": lambda: generated(self.stacked.model, self.stacked.per_request),
         }
 
     def compiled_forward(self, ids: Tensor) -> dict[str, Call]:
         """Forward passes that inductor has compiled, with a different adapter in every row."""
         inputs = {"input_ids": ids, "use_cache": False}
-        bare, base = torch.compile(_shared_copy(self.base)), torch.compile(self.compiled_banked.model)
+        bare, base = torch.compile(shared_copy(self.base)), torch.compile(self.compiled_banked.model)
 
         def road() -> Any:
             with self.compiled_banked.attached(list(self.adapters)[: len(ids)]):
@@ -230,39 +257,11 @@ class ThroughputMethods:
         compiled._compile_all_devices = True  # by default transformers compiles on GPUs only
         options = {**_greedy(new_tokens), "cache_implementation": "static", "compile_config": compiled}
         names: list[str] = list(self.adapters)[: len(ids)]
-        bare: Any = _shared_copy(self.base)
+        bare: Any = shared_copy(self.base)
         return {
             "bare": lambda: bare.generate(**inputs, **options),
             "RoadModel": lambda: self.compiled_banked.generate(inputs, adapter_names=names, **options),
         }
-
-
-class StackedLora:
-    """LoRA with its own A and B for every row: two batched matrix products per layer (section 4.2)."""
-
-    def __init__(self, base: PreTrainedModel, sites: Sequence[Site], rows: int) -> None:
-        self.model: Any = _shared_copy(base)
-        self.modules: list[Any] = [self.model.get_submodule(site.module) for site in sites]
-        self.pairs = []
-        for module in self.modules:
-            input_width = module.weight.shape[0 if isinstance(module, Conv1D) else 1]
-            down = torch.randn(rows, input_width, RANK) / input_width**0.5
-            up = torch.randn(rows, RANK, output_width(module)) / 10
-            self.pairs.append((down.to(base.device, base.dtype), up.to(base.device, base.dtype)))
-
-    def call(self, rows: int, run: Call) -> Any:
-        """Call `run` with the first `rows` pairs of A and B on the model."""
-
-        def add(pair: tuple[Tensor, Tensor]) -> Callable[..., Tensor]:
-            down, up = (matrix[:rows] for matrix in pair)
-            return lambda module, args, output: output.baddbmm_(torch.bmm(args[0], down), up)
-
-        handles = [module.register_forward_hook(add(pair)) for module, pair in zip(self.modules, self.pairs, strict=True)]
-        try:
-            return run()
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def random_adapter(sites: Sequence[Site], seed: int) -> RoadAdapter:
@@ -271,11 +270,6 @@ def random_adapter(sites: Sequence[Site], seed: int) -> RoadAdapter:
     theta = {site.name: 0.05 * torch.randn(site.width // 2, generator=generator) for site in sites}
     alpha = {site.name: 1 + 0.05 * torch.randn(site.width // 2, generator=generator) for site in sites}
     return RoadAdapter(tuple(sites), theta, alpha)
-
-
-def _shared_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of all modules that shares parameters and buffers."""
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 def draw_ids(model: PreTrainedModel, rows: int, length: int) -> Tensor:

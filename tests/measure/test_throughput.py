@@ -13,8 +13,9 @@ from road_interp import plots
 from road_interp.errors import InputError
 from road_interp.measure.call_cost import gc_paused, peak_bytes, saved_bytes
 from road_interp.measure.engine_cost import engine_costs
+from road_interp.measure.stacked_lora import StackedLora
 from road_interp.measure.throughput import ThroughputReport, Timing, throughput
-from road_interp.measure.throughput_methods import StackedLora, ThroughputMethods, draw_ids
+from road_interp.measure.throughput_methods import ThroughputMethods, draw_ids
 from road_interp.recipes.schema import ModelRecipe, ThroughputRecipe
 from road_interp.sites.find import find_sites
 
@@ -111,9 +112,10 @@ def test_some_methods_alone():
         "RoadModel, all different",
     ]
     timed = throughput(tiny_model("Llama", "causal-lm"), recipe(methods=["bare", "PEFT LoRA"], tasks=few)).timings
-    assert {each.task for each in timed} == {"forward", "requests"}  # the other setting has no timing of LoRA
+    assert {each.task for each in timed} == {"forward", "requests"}  # the other setting has no timing of PEFT's LoRA
     timed = throughput(tiny_model("Llama", "causal-lm"), recipe(tasks=["strengths"])).timings
-    assert [each.method for each in timed] == ["bare", "RoadModel", "RoadModel, strengths"]
+    of_rotations = ["bare", "RoadModel", "RoadModel, strengths"]
+    assert [each.method for each in timed] == [*of_rotations, "stacked LoRA", "stacked LoRA, strengths"]
     with pytest.raises(InputError, match="'methods' must be a list that contains 'bare'"):
         recipe(methods=["RoadModel"])
     with pytest.raises(InputError, match="unknown method 'road'; the methods are bare, merged, RoadModel"):
@@ -134,7 +136,7 @@ def test_the_callers_random_numbers_and_model_stay():
 
 def test_the_seed_is_that_of_tokens_and_lora_on_every_device():
     model = tiny_model("Llama", "causal-lm").to("meta")  # a device whose random numbers are not those of the CPU
-    for draw in (lambda: draw_ids(model, 2, 3), lambda: StackedLora(model, find_sites(model, "attention"), 2)):
+    for draw in (lambda: draw_ids(model, 2, 3), lambda: StackedLora(model, find_sites(model, "attention"), 2, 4)):
         before = torch.get_rng_state()
         draw()
         assert not torch.equal(torch.get_rng_state(), before)
@@ -157,7 +159,8 @@ def test_continuous_batching_generates_for_every_prompt():
     base = tiny_model("Llama", "causal-lm")
     base.generation_config.eos_token_id = None
     calls = ThroughputMethods(base, 3).continuous(3, 4)
-    assert [len(tokens) for tokens in calls["bare"]()] == [4, 4, 4]
+    for method in ("bare", "stacked LoRA, one adapter", "stacked LoRA, all different"):
+        assert [len(tokens) for tokens in calls[method]()] == [4, 4, 4]
     outputs = calls["RoadModel, all different"]()
     assert [len(each.generated_tokens) for each in outputs] == [4, 4, 4]
     assert [len(each.prompt_ids) for each in outputs] == [8, 16, 24]
