@@ -399,6 +399,7 @@ class MultiTaskGenerationRecipe(_YamlRecipe):
         tasks, planes, co_activation: as in MultiTaskClassificationRecipe.
         kind: of this recipe.
         adapter: where and how states are rotated.
+        co_activation_warmup: fraction of the training steps over which the probability rises linearly from 0 to `co_activation`.
         co_activation_loss: the target of a token that decides a part of the answer of another active task: none ("own": it is
             left out), what the other active tasks predict without the example's own ("distilled"), or the token of the
             example's answer ("all").
@@ -421,6 +422,7 @@ class MultiTaskGenerationRecipe(_YamlRecipe):
     adapter: AdapterRecipe = field(default_factory=AdapterRecipe)
     planes: Split = "shares"
     co_activation: float = 0.5
+    co_activation_warmup: float = 0.0
     co_activation_loss: Literal["own", "distilled", "all"] = "own"
     shared: str | None = None
     template: str = "{{ prompt }}"
@@ -431,6 +433,8 @@ class MultiTaskGenerationRecipe(_YamlRecipe):
 
     def __post_init__(self) -> None:
         _check_tasks(self)
+        warmup = self.co_activation_warmup
+        _require(0 <= warmup <= 1, "co_activation_warmup", warmup, "a fraction of the steps")
         is_filled = re.search(r"\{[{%][^}]*\bprompt\b", self.template)
         _require(is_filled is not None, "template", self.template, "a text that contains {{ prompt }}")
         names = [name for name, task in self.tasks.items() if task.behaviour is not None]

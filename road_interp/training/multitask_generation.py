@@ -159,6 +159,7 @@ class MultiTaskGenerationExperiment:
             co_activation_loss=recipe.co_activation_loss,
             tasks=recipe.tasks,
             co_activation=recipe.co_activation,
+            co_activation_warmup=recipe.co_activation_warmup,
             shared=recipe.shared,
             model=model,
             args=training_arguments(recipe, folder, device, progress, eval_strategy="no", **options),
@@ -272,7 +273,12 @@ def method_label(recipe: MultiTaskGenerationRecipe | MultiTaskClassificationReci
         parts.append(f"{recipe.adapter.trainable} only")
     if recipe.adapter.positions != "all":
         parts.append(f"positions {recipe.adapter.positions}")
+    rates = [f"{name} {task.learning_rate:g}" for name, task in recipe.tasks.items() if task.learning_rate is not None]
+    if rates:
+        parts.append(f"rate of {', of '.join(rates)}")
     if isinstance(recipe, MultiTaskGenerationRecipe):
+        if recipe.co_activation_warmup:
+            parts.append(f"co-activation grows for {recipe.co_activation_warmup:g} of the steps")
         if recipe.co_activation_loss != "own":
             parts.append(f"loss of {recipe.co_activation_loss} tokens")
         if recipe.shared is not None:

@@ -36,13 +36,22 @@ class MultiTaskTrainer(RoadTrainer):
 
     Args:
         tasks: by name, in the order of the column `task` of the data.
+        co_activation_warmup: fraction of the steps over which the probability rises linearly from 0.
         shared: a task whose planes are active in every row; its own examples activate no others.
         options: arguments of the Trainer.
     """
 
-    def __init__(self, tasks: Mapping[str, _Task], co_activation: float, shared: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        tasks: Mapping[str, _Task],
+        co_activation: float,
+        co_activation_warmup: float = 0.0,
+        shared: str | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
-        self._tasks, self._co_activation, self._shared = tuple(tasks), co_activation, shared
+        self._tasks, self._shared = tuple(tasks), shared
+        self._co_activation, self._warmup = co_activation, co_activation_warmup
         rates = {name: task.learning_rate for name, task in tasks.items() if task.learning_rate is not None}
         if rates:
             self.add_callback(TaskRates(self._factors(rates)))
@@ -74,8 +83,14 @@ class MultiTaskTrainer(RoadTrainer):
         own = [self._tasks[index] for index in task.tolist()]
         before = len(own) * self.args.process_index  # the rows of other processes, which have the same random numbers
         drawn = torch.rand(len(own) * self.args.world_size)[before : before + len(own)]
-        with_others = (drawn < self._co_activation).tolist()
+        with_others = (drawn < self.probability).tolist()
         return own, [join_names(self._active(name, others)) for name, others in zip(own, with_others, strict=True)]
+
+    @property
+    def probability(self) -> float:
+        """Of co-activation in the present step."""
+        steps = self._warmup * self.state.max_steps
+        return self._co_activation * (min(1.0, self.state.global_step / steps) if steps else 1.0)
 
     def _active(self, own: str, with_others: bool) -> list[str]:
         chosen = [name for name in self._tasks if name not in (own, self._shared)]

@@ -374,10 +374,17 @@ def test_the_distilled_target_is_computed_without_dropout(workplace, monkeypatch
     assert modes == [(True, {True}), (False, {False})] * 2
 
 
-def test_several_others_are_activated_in_random_sets():
+def trainer_of(*tasks, co_activation, warmup=0.0, shared=None):
+    """A trainer of 100 steps without model and data, in its first step."""
     trainer = object.__new__(MultiTaskTrainer)
-    trainer._tasks, trainer._co_activation, trainer._shared = ("a", "b", "c", "s"), 1.0, "s"
+    trainer._tasks, trainer._co_activation, trainer._warmup, trainer._shared = tasks, co_activation, warmup, shared
     trainer.args = SimpleNamespace(process_index=0, world_size=1)
+    trainer.state = SimpleNamespace(global_step=0, max_steps=100)
+    return trainer
+
+
+def test_several_others_are_activated_in_random_sets():
+    trainer = trainer_of("a", "b", "c", "s", co_activation=1.0, shared="s")
     torch.manual_seed(0)
     own, active = trainer.active(torch.tensor([0, 3] * 300))
     assert own == ["a", "s"] * 300
@@ -389,9 +396,17 @@ def test_several_others_are_activated_in_random_sets():
     assert set(trainer.active(torch.tensor([0, 1]))[1]) == {"a+s", "b+s"}
 
 
+def test_co_activation_grows_from_0_in_its_warm_up():
+    trainer = trainer_of("a", "b", co_activation=0.8, warmup=0.5)
+    torch.manual_seed(0)
+    for step, expected in ((0, 0.0), (25, 0.4), (50, 0.8), (99, 0.8)):
+        trainer.state.global_step = step
+        active = trainer.active(torch.zeros(2000, dtype=torch.long))[1]
+        assert active.count("a+b") / 2000 == pytest.approx(expected, abs=0.05)
+
+
 def test_two_processes_draw_what_one_draws_for_their_rows():
-    trainer = object.__new__(MultiTaskTrainer)
-    trainer._tasks, trainer._co_activation, trainer._shared = ("a", "b"), 0.5, None
+    trainer = trainer_of("a", "b", co_activation=0.5)
 
     def drawn(rows, process_index, world_size):
         trainer.args = SimpleNamespace(process_index=process_index, world_size=world_size)
@@ -505,6 +520,8 @@ def test_answers_and_their_perplexity(workplace):
     ("override", "message"),
     [
         ("co_activation=1.5", "'co_activation' must be a probability"),
+        ("co_activation_warmup=2", "'co_activation_warmup' must be a fraction of the steps"),
+        ("tasks.label.learning_rate=0", "'tasks.label.learning_rate' must be positive"),
         ("template=hello", "'template' must be a text that contains {{ prompt }}"),
         ("tasks.label.behaviour=rude", "unknown behaviour 'rude'"),
         ("tasks.label.id=x.csv", "'tasks.label.behaviour' must be given if id is not, and left out if it is"),
