@@ -108,6 +108,10 @@ def conditions() -> dict[str, Condition]:
         found[f"{count}-tasks_{MAIN}{FASTER}"] = Condition(
             f"{count} tasks: planes, co-activation 0.5, rate 0.01", changes, seeds=seeds
         )
+    for count, seeds in ((3, 3), (4, 1)):
+        slug = f"{count}-tasks_{MAIN}{FASTER}"
+        rising = (*found[slug].overrides, "co_activation_warmup=0.5")
+        found[f"{slug}_rising"] = Condition(f"{found[slug].name}, co-activation rising from 0", rising, seeds=seeds)
     slug = "3-tasks_undivided_others-left-out"
     slow = found[slug]
     found[f"{slug}{FASTER}"] = replace(slow, name=f"{slow.name}, rate 0.01", overrides=(*slow.overrides, *faster))
@@ -196,10 +200,11 @@ def describe(found: CompositionStudy) -> Described:
         "Fractions of answers that have ended and show exactly the active tasks, with 95% intervals over seeds and prompts, "
         f"{len(first.scores[0].finished) // len(first.seeds)} per seed; with instructions in the prompt the answers may have any "
         "form. Differences from the planes with co-activation 0.5 are of the same seeds and prompts. "
-        '"Right or wrong" counts answers with all active parts and an end; "closing right" those whose closing is right and in '
-        "its place; the more frequent label is the fraction right if every answer had that label. Three adapters by name "
-        'are those of "trained apart and multiplied" for one task, and "undivided, loss of own tokens" for both. "Over reviews" '
-        "is an interval for these divisions alone."
+        '"A task that is not active is tried" is the fraction of prompts whose answer with any set but the empty one has a trace '
+        'of another task. "Right or wrong" counts answers with all active parts and an end; "closing right" those whose closing '
+        "is right and in its place; the more frequent label is the fraction right if every answer had that label. Three adapters "
+        'by name are those of "trained apart and multiplied" for one task, and "undivided, loss of own tokens" for both. "Over '
+        'reviews" is an interval for these divisions alone.'
     )
     return sentence, rows
 
@@ -227,6 +232,7 @@ def values_of(name: str, found: CompositionReport) -> list[tuple[str, str]]:
         for words, active in named_sets(found)[1:]:
             values = ", ".join(f"{division.control(active)[0]:.3f}" for division in each)
             rows.append((f"{name}: {words}, by division", values))
+    rows.append((f"{name}: a task that is not active is tried", with_interval(found.shows_inactive())))
     together = found.of("+".join(found.tasks))
     rows.append((f"{name}: {together.active}, right or wrong", f"{together.attempted().mean():.3f}"))
     for active in dict.fromkeys((together.active, least)):

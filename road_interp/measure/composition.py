@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from road_interp.adapters.joined_names import join_names, split_names
+from road_interp.adapters.joined_names import BASE, join_names, split_names
 from road_interp.arguments import check_argument, check_callable, checked_reports
 from road_interp.data.behaviours import Behaviour, Review
 from road_interp.errors import InputError
@@ -58,6 +58,12 @@ class SetScore:
         """Whether each answer has ended and has traces, right or wrong, of all active tasks."""
         tried = [np.asarray(self.tried[task]) for task in split_names(self.active)]
         return np.all([*tried, np.asarray(self.finished)], axis=0)
+
+    def shows_inactive(self) -> Bool[np.ndarray, " prompts"]:
+        """Whether each answer has a trace of a task that is not active."""
+        active = split_names(self.active)
+        traces = [np.asarray(tried, bool) for task, tried in self.tried.items() if task not in active]
+        return np.any([np.zeros(len(self.finished), bool), *traces], axis=0)
 
     def controlled(self) -> Bool[np.ndarray, " prompts"]:
         """Whether each answer shows the behaviours of the active tasks and has no trace of those of the others.
@@ -131,6 +137,16 @@ class CompositionReport(Result):
     def mean_control(self) -> tuple[float, float, float]:
         """Mean of `control` over all sets of active tasks, with its 95% interval over seeds and prompts."""
         return mean_over_divisions(self._controlled([score.active for score in self.scores]).mean(0), len(self.seeds))
+
+    def shows_inactive(self) -> tuple[float, float, float]:
+        """Fraction of prompts for which, with any set that is not empty, an answer has a trace of a task that is not active.
+
+        With its 95% interval over seeds and prompts. What is shown with no task active is the base model's. Raises InputError as
+        `control` does.
+        """
+        self._controlled([score.active for score in self.scores])
+        intrudes = [score.shows_inactive() for score in self.scores if score.active != BASE]
+        return mean_over_divisions(np.any(intrudes, axis=0), len(self.seeds))
 
     def difference(self, other: CompositionReport, active: str | None = None) -> tuple[float, float, float]:
         """`control` minus that of another report on the seeds that both have, with the 95% interval over seeds and prompts.

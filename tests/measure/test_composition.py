@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from helpers.compositions import REVIEWS, composition_report, scripted
+from road_interp.adapters.joined_names import BASE
 from road_interp.data.behaviours import BEHAVIOURS
 from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport, all_sets, shows
@@ -61,6 +62,21 @@ def test_control_asks_for_exactly_the_active_tasks():
     assert [cut.control(score.active)[0] for score in cut.scores] == [1, 0, 0, 0]  # without a task no end is asked for
 
 
+def test_traces_of_tasks_that_are_not_active_are_counted():
+    assert composition_report().shows_inactive()[0] == 0
+    both = composition_report(generate=lambda prompts, active: scripted(prompts, "label+closing"))
+    assert both.shows_inactive()[0] == 1  # the label alone shows the closing, too
+    texts = ["A film.", "A film. Thank you!"] * 10
+    some = composition_report(
+        generate=lambda prompts, active: (
+            [Answer(text, True) for text in texts] if active == "label" else scripted(prompts, active)
+        )
+    )
+    assert some.shows_inactive()[0] == 0.5
+    bare = composition_report(generate=lambda prompts, active: scripted(prompts, "closing" if active == BASE else active))
+    assert bare.shows_inactive()[0] == 0  # with no task active it is the base model that shows it
+
+
 def shortened(score):
     """The outcomes of the first prompt only."""
     cut = {name: {task: values[:1] for task, values in getattr(score, name).items()} for name in ("shown", "tried")}
@@ -110,6 +126,8 @@ def test_a_report_without_traces_has_no_control():
     assert "control" not in old.summary()
     with pytest.raises(InputError, match="does not hold the traces .* score the run again"):
         old.mean_control()
+    with pytest.raises(InputError, match="does not hold the traces"):
+        old.shows_inactive()
 
 
 def test_seeds_go_together():
