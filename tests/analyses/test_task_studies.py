@@ -93,8 +93,9 @@ def test_conditions_of_the_composition(known, monkeypatch, tmp_path):
     for slug, recipe in recipes.items():
         examples = sum(task.examples for task in recipe.tasks.values())
         rate = {"lora": 1e-3, "loreft": 2e-3}.get(re.split("_", slug)[0], 3e-3)
-        rate = float(re.split("_rate-", slug)[1]) if "_rate-" in slug else rate
+        rate = float(re.split("_rate-|_rising", slug)[1]) if "_rate-" in slug else rate
         assert recipe.training == replace(main.training, learning_rate=rate, max_steps=examples // 8), slug
+        assert recipe.co_activation_warmup == (0.5 if slug.endswith("_rising") else 0)
         assert recipe.co_activation == float((re.findall(r"coact-([0-9.]+)", slug) or [0.5])[0])
     assert sum(task.examples for task in main.tasks.values()) == 4800
     assert list(recipes["4-tasks_planes_coact-0.5"].tasks) == ["greeting", "label", "german", "closing"]
