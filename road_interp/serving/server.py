@@ -273,8 +273,9 @@ class _Handler:
             raise HTTPException(400, str(error)) from None
         except CBWorkerDeadError:
             raise
-        except RuntimeError as error:  # of this request alone
-            raise HTTPException(500, str(error)) from None
+        except RuntimeError as error:
+            is_of_this_request = self.model_manager._served.engine.fatal_error is None
+            raise HTTPException(500 if is_of_this_request else 503, str(error)) from None
 
     def _streaming(
         self,

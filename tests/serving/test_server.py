@@ -127,6 +127,19 @@ def test_an_error_is_an_error_of_its_client(address, client, expected, monkeypat
     assert complete(client, "w5 w10 w7", "road:a") == expected[10, "a"]
 
 
+def test_an_engine_that_stops_as_a_request_comes_is_unavailable(address, client, monkeypatch):
+    engine = address[1]
+
+    def stopping(*_, **__):
+        monkeypatch.setattr(type(engine), "fatal_error", property(lambda self: MemoryError("no place")))
+        raise RuntimeError("the engine takes no more requests: it has stopped")
+
+    monkeypatch.setattr(engine, "add", stopping)
+    with pytest.raises(openai.InternalServerError, match="takes no more requests") as raised:
+        client.completions.create(model="road:a", prompt="w5")
+    assert raised.value.status_code == 503
+
+
 def test_a_stream_that_cannot_be_decoded_frees_its_place(address, client, expected, monkeypatch):
     def failing(streamer, output):
         raise ValueError('expected "w1"\nfound "w2"')
