@@ -1,7 +1,7 @@
 """Two classification heads on one hidden state of MiniLM, or of MPNet: accuracy lost when the planes of both tasks are active.
 
 road-interp study multitask-accuracy                    # with and without co-activation, and each task alone, three seeds
-road-interp study multitask-accuracy --only coact-0.5-longer    # with twice the epochs
+road-interp study multitask-accuracy --only coact-0.5-longer    # with twice the epochs; -tuned: with a rate for each task
 road-interp study multitask-accuracy-mpnet              # on MPNet, with fewer texts and the first three of these conditions
 road-interp study multitask-accuracy-rates              # the learning rate of every task, together and alone, on validation texts
 
@@ -34,7 +34,7 @@ OTHER_TEXTS = 50
 OTHER = {"sentiment": "source", "source": "sentiment"}
 ALONE = {f"{task}-alone": task for task in OTHER}
 OWN_PLANES = {f"{task}-own-planes": task for task in OTHER}
-LONGER, FOUR_EPOCHS = "-longer", "training.epochs=4"
+VARIANTS = {"-longer": "four epochs", "-tuned": "own rates"}
 
 
 def only_task(piece: Piece, task: str) -> Piece:
@@ -44,7 +44,7 @@ def only_task(piece: Piece, task: str) -> Piece:
 
 def measure(piece: Piece) -> MultiTaskAccuracyReport:
     """Accuracy of the recipe's tasks, or of one task that owns all planes."""
-    condition = piece.condition.removesuffix(LONGER)
+    condition = base_condition(piece.condition)
     if condition in ALONE:
         piece = only_task(piece, ALONE[condition])
     found = run_of(piece).composition
@@ -52,38 +52,45 @@ def measure(piece: Piece) -> MultiTaskAccuracyReport:
     return replace(found, method=STUDY.conditions[condition].name)
 
 
+def base_condition(slug: str) -> str:
+    """The condition of which another one is a variant, or itself."""
+    return slug.removesuffix("-longer").removesuffix("-tuned")
+
+
 def report(pieces: Pieces) -> MultiTaskAccuracyStudy:
     needs(pieces, *ALONE)
-    if any(slug.endswith(LONGER) for slug in pieces):
-        needs(pieces, f"coact-0.5{LONGER}", *(f"{slug}{LONGER}" for slug in ALONE))
     found = {slug: MultiTaskAccuracyReport.over_seeds(each) for slug, each in pieces.items()}
-    longer = {slug.removesuffix(LONGER): each for slug, each in found.items() if slug.endswith(LONGER)}
-    study = of_trainings({slug: each for slug, each in found.items() if not slug.endswith(LONGER)})
+    study = of_trainings({slug: each for slug, each in found.items() if slug == base_condition(slug)})
     if not study.together:
         raise InputError("the report needs a condition with both tasks: measure one with --only coact-0.5")
-    return replace(study, longer=of_trainings(longer)) if longer else study
+    variants = {}
+    for end, name in VARIANTS.items():
+        if of_variant := {base_condition(slug): each for slug, each in found.items() if slug.endswith(end)}:
+            needs(pieces, f"coact-0.5{end}", *(f"{slug}{end}" for slug in ALONE))
+            variants[name] = of_trainings(of_variant)
+    return replace(study, variants=variants)
 
 
 def of_trainings(found: Mapping[str, MultiTaskAccuracyReport]) -> MultiTaskAccuracyStudy:
-    """The reports of conditions with an equal number of epochs."""
+    """The reports of conditions whose trainings are alike."""
     together = tuple(each for slug, each in found.items() if slug not in (*ALONE, *OWN_PLANES))
     alone, own_planes = ({of[slug]: each for slug, each in found.items() if slug in of} for of in (ALONE, OWN_PLANES))
     return MultiTaskAccuracyStudy(together, alone, own_planes)
 
 
 def draw(found: MultiTaskAccuracyStudy, folder: Path, name: str) -> list[Path]:
-    drawn = {name: found} | ({} if found.longer is None else {f"{name}{LONGER}": found.longer})
+    drawn = {name: found} | {f"{name}{end}": found.variants[each] for end, each in VARIANTS.items() if each in found.variants}
     return [export.save_figure(plots.multitask_accuracy(each), each, folder, name) for name, each in drawn.items()]
 
 
 def describe(found: MultiTaskAccuracyStudy) -> Described:
     rows = rows_of(found)
-    if found.longer is not None:
-        rows += [(f"four epochs: {name}", value) for name, value in rows_of(found.longer)]
-        for each in found.longer.together:
+    for variant, trained in found.variants.items():
+        rows += [(f"{variant}: {name}", value) for name, value in rows_of(trained)]
+        for each in trained.together:
             for task in each.tasks:
-                name = f"{each.method}: {task}, lost with two epochs less lost with four"
-                rows.append((name, with_interval(found.gap_closed(task, each.method))))
+                name = f"{each.method}: {task}, lost less lost with {variant}"
+                rows.append((name, with_interval(found.gap_closed(task, each.method, variant))))
     sentence = (
         "Accuracy that each task loses when both tasks are trained on one hidden state and both are active, with 95% intervals "
         "over seeds and texts. What it does not lose to the other active task it loses by training on half of the planes, or "
@@ -182,8 +189,8 @@ STUDY = Study(
             )
             for slug, task in OWN_PLANES.items()
         },
-        f"coact-0.5{LONGER}": Condition("co-activation 0.5, four epochs", ("co_activation=0.5", FOUR_EPOCHS)),
-        **{f"{slug}{LONGER}": Condition(f"{task} alone, four epochs", (FOUR_EPOCHS,)) for slug, task in ALONE.items()},
+        "coact-0.5-longer": Condition("co-activation 0.5, four epochs", ("co_activation=0.5", "training.epochs=4")),
+        **{f"{slug}-longer": Condition(f"{task} alone, four epochs", ("training.epochs=4",)) for slug, task in ALONE.items()},
     },
     measure=measure,
     report=report,

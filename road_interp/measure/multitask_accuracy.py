@@ -111,22 +111,28 @@ class MultiTaskAccuracyStudy(Result):
         together: one report per method of training the tasks together.
         alone: by task, the report of training it alone on all planes.
         own_planes: by task, the report of training it alone on those planes that it owns in joint training.
-        longer: the same tasks, trained for more epochs.
+        variants: by name, such as "four epochs", the same tasks with the same seeds, all trained in another way.
     """
 
     together: tuple[MultiTaskAccuracyReport, ...]
     alone: Mapping[str, MultiTaskAccuracyReport]
     own_planes: Mapping[str, MultiTaskAccuracyReport] = field(default_factory=dict)
-    longer: MultiTaskAccuracyStudy | None = None
+    variants: Mapping[str, MultiTaskAccuracyStudy] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
-        """Gap of every method to the tasks trained alone, and what more epochs save."""
+        """Gap of every method to the tasks trained alone, and of each variant the same and what it saves."""
         gaps = {each.method: {task: self.gap(task, each) for task in each.tasks} for each in self.together}
-        if self.longer is None:
-            return {"gap to training alone": gaps}
-        both = [each for each in self.longer.together if each.method in gaps]
-        closed = {each.method: {task: self.gap_closed(task, each.method) for task in each.tasks} for each in both}
-        return {"gap to training alone": gaps, "gap closed by more epochs": closed, "more epochs": self.longer.summary()}
+        return {"gap to training alone": gaps} | {
+            name: {
+                **variant.summary(),
+                "gap closed": {
+                    each.method: {task: self.gap_closed(task, each.method, name) for task in each.tasks}
+                    for each in variant.together
+                    if each.method in gaps
+                },
+            }
+            for name, variant in self.variants.items()
+        }
 
     def records(self) -> list[dict[str, Any]]:
         """The rows of all reports, each with the method of training."""
@@ -135,8 +141,9 @@ class MultiTaskAccuracyStudy(Result):
         for task, each in self.own_planes.items():
             trainings.append(("trained alone on its planes", replace(each, correct={task: each.correct[task]})))
         rows = [{"method": method, **row} for method, each in trainings for row in each.records()]
-        longer = [] if self.longer is None else self.longer.records()
-        return [*rows, *({**row, "method": f"{row['method']}, more epochs"} for row in longer)]
+        for name, variant in self.variants.items():
+            rows += [{**row, "method": f"{row['method']}, {name}"} for row in variant.records()]
+        return rows
 
     def gap(self, task: str, report: MultiTaskAccuracyReport) -> tuple[float, float, float]:
         """Accuracy of a task trained alone minus that after joint training with all planes active, and the 95% interval.
@@ -147,16 +154,15 @@ class MultiTaskAccuracyStudy(Result):
         """
         return _mean_lost(task, self._alone(task), report, report.together)
 
-    def gap_closed(self, task: str, method: str) -> tuple[float, float, float]:
-        """Gap of a method less its gap in `longer`, as `gap`: what more epochs save.
+    def gap_closed(self, task: str, method: str, variant: str) -> tuple[float, float, float]:
+        """Gap of a method less its gap in a variant, as `gap`: what the variant saves.
 
-        Raises InputError if `longer` is missing or lacks the method, or has other seeds or numbers of examples.
+        Raises InputError if the variant is missing or lacks the method, or has other seeds or numbers of examples.
         """
-        if self.longer is None:
-            raise InputError("the study has no trainings of more epochs")
-        (before, seeds), (after, others) = (each._lost_by(task, method) for each in (self, self.longer))
+        trained = entry(self.variants, variant, "variant")
+        (before, seeds), (after, others) = (each._lost_by(task, method) for each in (self, trained))
         if seeds != others or len(before) != len(after):
-            raise InputError(f"the longer trainings have seeds {others}, not {seeds}, or other texts: they cannot be paired")
+            raise InputError(f"'{variant}' has seeds {others}, not {seeds}, or other texts: they cannot be paired")
         return mean_over_seeds(before - after, len(seeds), paired=True, farthest=2.0)
 
     def _lost_by(self, task: str, method: str) -> tuple[Float[np.ndarray, " examples"], tuple[int, ...]]:

@@ -175,10 +175,11 @@ def test_multitask_accuracy(known, command, monkeypatch, tmp_path):
     for lost in ("against training alone", "to fewer planes", "to joint training", "to the other active task"):
         assert output["numbers"][f"co-activation 0: source, lost {lost}"].startswith("0.000")
     assert output["numbers"]["four epochs: co-activation 0.5: source, lost against training alone"].startswith("0.500")
-    closed = output["numbers"]["co-activation 0.5: source, lost with two epochs less lost with four"]
+    closed = output["numbers"]["co-activation 0.5: source, lost less lost with four epochs"]
     assert closed.startswith("-0.500")
     longer = json.loads((tmp_path / "figures" / "multitask-accuracy-longer.json").read_text())
-    assert longer == content["longer"] | {key: longer[key] for key in set(longer) - set(content["longer"])}
+    of_study = content["variants"]["four epochs"]
+    assert longer == of_study | {key: longer[key] for key in set(longer) - set(of_study)}
     command("multitask-accuracy", "--quick", "--redraw")
     assert len(trained) == 9
 
@@ -187,7 +188,7 @@ def test_multitask_accuracy_without_all_longer_trainings(known):
     study = known["multitask-accuracy"]
     report = MultiTaskAccuracyReport("m", "co-activation 0.5", ("a", "b"), (0,), {})
     some = {slug: [report] for slug in ("coact-0.5", "sentiment-alone", "source-alone")}
-    assert study.report(some).longer is None
+    assert study.report(some).variants == {}
     with pytest.raises(InputError, match="needs the conditions sentiment-alone-longer, source-alone-longer: measure them"):
         study.report({**some, "coact-0.5-longer": [report]})
 

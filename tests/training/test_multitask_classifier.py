@@ -294,20 +294,21 @@ def test_the_gap_to_training_alone_is_paired():
         MultiTaskAccuracyStudy.from_json("{}")
 
 
-def test_what_more_epochs_save_is_paired():
+def test_what_a_variant_of_the_training_saves_is_paired():
     (joint,) = study().together
-    with pytest.raises(InputError, match="no trainings of more epochs"):
-        study().gap_closed("a", "joint")
+    with pytest.raises(InputError, match="no variant 'more epochs'"):
+        study().gap_closed("a", "joint", "more epochs")
     right = {"a": {"a": (True,) * 8, "a+b": (True,) * 8}, "b": joint.correct["b"]}
-    both = replace(study(), longer=replace(study(), together=(replace(joint, correct=right),)))
-    assert [both.gap_closed(task, "joint")[0] for task in "ab"] == [0.5, 0]
-    assert both.summary()["gap closed by more epochs"]["joint"]["a"] == both.gap_closed("a", "joint")
+    variant = replace(study(), together=(replace(joint, correct=right),))
+    both = replace(study(), variants={"more epochs": variant})
+    assert [both.gap_closed(task, "joint", "more epochs")[0] for task in "ab"] == [0.5, 0]
+    assert both.summary()["more epochs"]["gap closed"]["joint"]["a"] == both.gap_closed("a", "joint", "more epochs")
     methods = [row["method"] for row in both.records()]
     assert len(methods) == 2 * len(study().records())
     assert methods.count("joint, more epochs") == methods.count("joint") == 4
-    other = replace(both.longer, together=(replace(joint, seeds=(0, 2)),))
+    other = replace(variant, together=(replace(joint, seeds=(0, 2)),))
     with pytest.raises(InputError, match="they cannot be paired"):
-        replace(both, longer=other).gap_closed("a", "joint")
+        replace(both, variants={"more epochs": other}).gap_closed("a", "joint", "more epochs")
     assert MultiTaskAccuracyStudy.from_json(both.to_json()) == both
 
 
