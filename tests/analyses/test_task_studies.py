@@ -21,7 +21,7 @@ from road_interp.recipes import load_recipe
 from road_interp.sites.find import find_sites
 from road_interp.training import composition_baselines
 from road_interp.training.study import StudyOptions
-from road_interp.training.study_pieces import run_study
+from road_interp.training.study_pieces import read_study, run_study
 
 
 def test_composition(known, command, monkeypatch, tmp_path):
@@ -166,9 +166,11 @@ def test_multitask_accuracy(known, command, monkeypatch, tmp_path):
         *((f"{task}-own-planes", both) for task in both),
         ("coact-0.5-longer", both),
         *((f"{task}-alone-longer", (task,)) for task in both),
+        ("coact-0.5-tuned", both),
+        *((f"{task}-alone-tuned", (task,)) for task in both),
     ]
-    assert [each[2] for each in trained] == [0.5, 0, 0.5, 0.5, 0, 0, 0.5, 0.5, 0.5]
-    assert [each[3] for each in trained] == [2] * 6 + [4] * 3
+    assert [each[2] for each in trained] == [0.5, 0, 0.5, 0.5, 0, 0] + [0.5] * 6
+    assert [each[3] for each in trained] == [2] * 6 + [4] * 3 + [2] * 3
     content = json.loads((tmp_path / "figures" / "multitask-accuracy.json").read_text())
     assert [each["method"] for each in content["together"]] == ["co-activation 0.5", "co-activation 0"]
     assert list(content["alone"]) == list(content["own_planes"]) == list(both)
@@ -180,8 +182,44 @@ def test_multitask_accuracy(known, command, monkeypatch, tmp_path):
     longer = json.loads((tmp_path / "figures" / "multitask-accuracy-longer.json").read_text())
     of_study = content["variants"]["four epochs"]
     assert longer == of_study | {key: longer[key] for key in set(longer) - set(of_study)}
+    assert (tmp_path / "figures" / "multitask-accuracy-tuned.png").is_file()
+    assert output["numbers"]["co-activation 0.5: source, lost less lost with own rates"].startswith("0.000")
     command("multitask-accuracy", "--quick", "--redraw")
-    assert len(trained) == 9
+    assert len(trained) == 12
+
+
+def test_the_rates_of_two_heads_are_those_that_validation_finds(known):
+    """The tuned conditions have the best rates of the stored pieces; source alone has that of the recipe."""
+    study, stored = known["multitask-accuracy"], known["multitask-accuracy-rates"]
+    best = read_study(stored, StudyOptions()).best
+    joint, *alone = (
+        load_recipe(study.recipe, study.conditions[f"{slug}-tuned"].overrides)
+        for slug in ("coact-0.5", "sentiment-alone", "source-alone")
+    )
+    assert {f"{name}, both tasks": task.learning_rate for name, task in joint.tasks.items()} | {
+        f"{name} alone": recipe.training.learning_rate for name, recipe in zip(joint.tasks, alone, strict=True)
+    } == best
+
+
+def test_a_rate_of_two_heads_is_judged_with_all_planes_active(known, tmp_path):
+    study = known["multitask-accuracy-rates"]
+    right, wrong, half = (True, True), (False, False), (True, False)
+
+    def found(sentiment, source):
+        correct = {"sentiment": {"sentiment": right, "sentiment+source": sentiment}}
+        correct["source"] = {"source": wrong, "sentiment+source": source}
+        return [MultiTaskAccuracyReport("m", "x", ("sentiment", "source"), (6,), correct)]
+
+    pieces = {f"coact-0.5_{rate}": found(*each) for rate, each in (("0.001", (half, wrong)), ("0.003", (right, right)))}
+    report = study.report(pieces)
+    assert report.scores == {"sentiment, both tasks": {0.001: 0.5, 0.003: 1}, "source, both tasks": {0.001: 0, 0.003: 1}}
+    assert report.best == {}
+    pieces |= {f"coact-0.5_{rate}": found(right, wrong) for rate in ("0.01", "0.03")}
+    report = study.report(pieces)
+    assert report.best == {"sentiment, both tasks": 0.003, "source, both tasks": 0.003}
+    assert study.describe(report)[0].endswith("The best: sentiment, both tasks 0.003, source, both tasks 0.003.")
+    (path,) = study.draw(report, tmp_path)
+    assert path.is_file()
 
 
 def test_multitask_accuracy_without_all_longer_trainings(known):
