@@ -7,7 +7,7 @@ trained in the presence of the others.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -16,16 +16,10 @@ from torch import Tensor, nn
 from road_interp.adapters.joined_names import join_names
 from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
+from road_interp.recipes.schema import LabelledTaskRecipe, TaskRecipe
 from road_interp.rotation.plane_maps import parameter_mask
 from road_interp.training.task_rates import TaskRates
 from road_interp.training.trainer import RoadTrainer
-
-
-class _Task(Protocol):
-    """The section of a task in a recipe."""
-
-    @property
-    def learning_rate(self) -> float | None: ...
 
 
 class MultiTaskTrainer(RoadTrainer):
@@ -35,7 +29,7 @@ class MultiTaskTrainer(RoadTrainer):
     set of at least one of them.
 
     Args:
-        tasks: by name, in the order of the column `task` of the data.
+        tasks: of the recipe, by name, in the order of the column `task` of the data.
         co_activation_warmup: fraction of the steps over which the probability rises linearly from 0.
         shared: a task whose planes are active in every row; its own examples activate no others.
         options: arguments of the Trainer.
@@ -43,7 +37,7 @@ class MultiTaskTrainer(RoadTrainer):
 
     def __init__(
         self,
-        tasks: Mapping[str, _Task],
+        tasks: Mapping[str, LabelledTaskRecipe | TaskRecipe],
         co_activation: float,
         co_activation_warmup: float = 0.0,
         shared: str | None = None,
