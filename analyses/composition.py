@@ -118,6 +118,8 @@ def conditions() -> dict[str, Condition]:
     for slug, of in compared.items():
         changes = (*found[slug].overrides, *GEMMA)
         found[f"gemma-3-270m_{slug}"] = Condition(f"Gemma-3-270M: {found[slug].name}", changes, of, seeds=3)
+    three = found[f"3-tasks_{MAIN}"]
+    found[f"gemma-3-270m_3-tasks_{MAIN}"] = Condition(f"Gemma-3-270M: {three.name}", (*three.overrides, *GEMMA), seeds=1)
     return found
 
 
