@@ -175,7 +175,7 @@ STUDY = Study(
     question="How much accuracy do two tasks lose when they share one hidden state and are active together?",
     caveat=(
         "One model, two tasks on film reviews and three seeds. Tasks that are trained alone own all planes, and so twice as many "
-        "trained values, except those that are trained alone on their planes. Learning rates for each task are not tried."
+        "trained values, except those that are trained alone on their planes."
     ),
     recipe="multitask-minilm",
     conditions={
