@@ -50,7 +50,7 @@ from road_interp.models.pyvene_model import PyveneConfig, PyveneModel
 from road_interp.models.rotation_context import RotationContext
 from road_interp.models.row_arguments import RowArguments, Strengths
 from road_interp.models.row_selection import RowSelection
-from road_interp.models.row_sites import check_media, site_outside_text
+from road_interp.models.row_sites import check_media, site_outside_text, why_rows_are_refused
 from road_interp.models.site_interventions import device_of, site_intervention
 from road_interp.models.token_selection import check_prompt_and_cache, given_rows, prompt_mask
 from road_interp.sites.module_tree import check_transformers_model, refuse_never_called, refuse_shared
@@ -212,7 +212,7 @@ class RoadModel(PyveneModel):
         extra = {key: value for key, value in (("labels", labels), ("use_cache", use_cache)) if value is not None}
         check_given_once(base, extra)
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
-            self._check_pyvenes_arguments(positions, unit_locations, subspaces)
+            self._check_pyvenes_arguments(rows, positions, unit_locations, subspaces)
             if output_original_output:
                 check_new_cache(base)
             with self._rows_in_interventions(rows, base):
@@ -258,7 +258,7 @@ class RoadModel(PyveneModel):
         inputs, rows = {**base, **kwargs}, RowArguments(adapter_names, tasks, strengths=strengths)
         rows.check(given_rows(inputs))
         if any(argument is not None for argument in (sources, unit_locations, source_representations, subspaces)):
-            self._check_pyvenes_arguments(positions, unit_locations, subspaces)
+            self._check_pyvenes_arguments(rows, positions, unit_locations, subspaces)
             if output_original_output:
                 check_new_cache(inputs)
             with self._rows_in_interventions(rows, base):
@@ -659,8 +659,15 @@ class RoadModel(PyveneModel):
             with CallScope():
                 return call(**inputs)
 
-    def _check_pyvenes_arguments(self, positions: Positions | None, unit_locations: Any, subspaces: Any) -> None:
-        """Raise InputError for subspaces of another form than pyvene's, and for `positions`, which its loop does not know."""
+    def _check_pyvenes_arguments(
+        self, rows: RowArguments, positions: Positions | None, unit_locations: Any, subspaces: Any
+    ) -> None:
+        """Raise InputError for subspaces of another form than pyvene's, for `positions`, which its loop does not know, and for
+        what is given by row or token where the states have no such axes."""
+        by_row = unit_locations is not None or subspaces is not None or rows.rows > 1
+        what = "unit_locations, subspaces or an adapter, task or strength per row"
+        if by_row and (refused := why_rows_are_refused(self.model, self.sites, what)) is not None:
+            raise InputError(refused)
         if subspaces is not None:
             check_subspaces(subspaces, len(self.interventions))
         if positions is not None or (self.positions != "all" and unit_locations is None):

@@ -22,19 +22,21 @@ from road_interp.models.generate_arguments import arguments_of_generate, check_g
 from road_interp.models.gradient_checkpointing import RECOMPUTED, REENTRANT, checkpoints_gradients, is_reentrant
 from road_interp.models.head_inputs import contiguous_head_inputs
 from road_interp.models.intervention import apply_to_slice
-from road_interp.models.model_families import CHANGES_OUTPUTS, STREAMS_FIRST, TOKENS_FIRST, has_choices, model_types
+from road_interp.models.model_families import CHANGES_OUTPUTS, STREAMS_FIRST, has_choices, model_types
 from road_interp.models.open_contexts import OpenContext
 from road_interp.models.passes import InThread, Pass
 from road_interp.models.read_weights import check_reads_no_weight, read_weights_watched
 from road_interp.models.row_maps import RowMaps, check_rows, checked_batch
 from road_interp.models.row_sites import (
-    IN_EXPERTS,
     OF_OTHER_STATES,
     check_dense_head,
     check_media,
     check_own_tokens,
-    site_in_experts,
+    has_tokens_first,
+    projects_distances,
     site_outside_text,
+    tokens_first,
+    why_rows_are_refused,
 )
 from road_interp.models.token_selection import (
     EVERY_TOKEN,
@@ -97,7 +99,7 @@ class RotationContext:
         self._has_streams = not STREAMS_FIRST.isdisjoint(types)
 
     def __enter__(self) -> RotationContext:
-        self._refused = self._why_rows_are_refused() if self._rows > 1 else None
+        self._refused = why_rows_are_refused(self._model, self._coefficients.sites) if self._rows > 1 else None
         with ExitStack() as undo:  # undoes partial registration after an error
             undo.callback(self._model.register_forward_hook(self._end_pass, always_call=True).remove)
             undo.callback(self._model.register_forward_pre_hook(self._begin_pass, prepend=True).remove)
@@ -215,8 +217,8 @@ class RotationContext:
         if self._positions != "all":
             if kwargs is None:
                 raise InputError("the rotations were detached by another thread while a call of the model began")
-            if not TOKENS_FIRST.isdisjoint(model_types(self._model)):
-                raise InputError(self._tokens_first(f"positions {self._positions!r}"))
+            if has_tokens_first(self._model):
+                raise InputError(tokens_first(self._model, f"positions {self._positions!r}"))
             if len(inputs) < len(args) + len(kwargs):
                 kind = type(module).__name__
                 raise InputError(f"positions {self._positions!r}: {kind} does not name its inputs: give them by name")
@@ -264,20 +266,6 @@ class RotationContext:
         if self._rows > 1 and not torch.compiler.is_compiling():
             check_media(self._model, self._outside_text, inputs)
 
-    def _why_rows_are_refused(self) -> str | None:
-        """Why rows cannot have rotations of their own, whatever the inputs are; None if they can."""
-        if not TOKENS_FIRST.isdisjoint(model_types(self._model)):
-            return self._tokens_first("an adapter, task or strength per row")
-        if (inside := site_in_experts(self._model, self._coefficients.sites)) is not None:
-            return IN_EXPERTS.format(inside)
-        for site in self._coefficients.sites:
-            if self._projects_distances(site):
-                return (
-                    f"site '{site.name}': its module computes embeddings of distances, too, which belong to no row; only one "
-                    "adapter, task or strength for all rows works there"
-                )
-        return None
-
     @cached_property
     def _outside_text(self) -> str | None:
         return site_outside_text(self._model, self._coefficients.sites)
@@ -318,12 +306,6 @@ class RotationContext:
 
         model.generate = generate
         return restore
-
-    def _tokens_first(self, what: str) -> str:
-        return (
-            f"{what}: {type(self._model).__name__} computes with tokens on the first axis, so that rows cannot be told from "
-            "tokens; only one adapter for all rows, with positions='all', works there"
-        )
 
     def _is_outside(self) -> bool:
         """Whether a submodule was called directly, and not by the model or by a backward pass."""
@@ -406,7 +388,7 @@ class RotationContext:
 
     def _only_at(self, mask: Bool[Tensor, "batch length"], rotated: Tensor, hidden: Tensor, site: Site) -> Tensor:
         """The rotated states at the tokens of a mask, the others as they were. Raises InputError for an output without tokens."""
-        if self._projects_distances(site):
+        if projects_distances(self._model, site):
             raise InputError(
                 f"site '{site.name}': its module computes embeddings of distances, too, which are no tokens; only "
                 "positions='all' works there"
@@ -422,12 +404,6 @@ class RotationContext:
                 "positions to choose from; only positions='all' works there"
             )
         return torch.where(mask.unsqueeze(-1), rotated, hidden)
-
-    def _projects_distances(self, site: Site) -> bool:
-        """Whether a module is called on the states and on embeddings of relative positions (DeBERTa-v3)."""
-        config: Any = self._model.config
-        projects = getattr(config, "share_att_key", False) and config.relative_attention
-        return projects and site.kind.endswith(("query_proj", "key_proj"))
 
     def _has_inplace_form(self, maps: PlaneMaps, hidden: Tensor, site: Site) -> bool:
         return site.output_slice is None and has_complex_form(maps, hidden, self._coefficients.group_size)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from road_interp.errors import InputError
+from road_interp.models.model_families import TOKENS_FIRST, model_types
 from road_interp.sites.module_tree import text_config
 from road_interp.sites.site import Site
 
@@ -20,6 +21,43 @@ IN_EXPERTS = (
     "site '{}' is inside the experts of a mixture, which mix the tokens of all rows: only one adapter for all rows, in calls of "
     "forward and generate, works there"
 )
+
+
+def why_rows_are_refused(
+    model: PreTrainedModel, sites: Sequence[Site], what: str = "an adapter, task or strength per row"
+) -> str | None:
+    """Why rows cannot have rotations or tokens of their own, whatever the inputs are; None if they can."""
+    if has_tokens_first(model):
+        return tokens_first(model, what)
+    if (inside := site_in_experts(model, sites)) is not None:
+        return IN_EXPERTS.format(inside)
+    for site in sites:
+        if projects_distances(model, site):
+            return (
+                f"site '{site.name}': its module computes embeddings of distances, too, which belong to no row; only one "
+                "adapter, task or strength for all rows works there"
+            )
+    return None
+
+
+def has_tokens_first(model: PreTrainedModel) -> bool:
+    """Whether a model computes with tokens on the first axis of its states, and rows on the second."""
+    return not TOKENS_FIRST.isdisjoint(model_types(model))
+
+
+def tokens_first(model: PreTrainedModel, what: str) -> str:
+    """The message for what such a model does not take."""
+    return (
+        f"{what}: {type(model).__name__} computes with tokens on the first axis, so that rows cannot be told from tokens; only "
+        "one adapter for all rows, with positions='all', works there"
+    )
+
+
+def projects_distances(model: PreTrainedModel, site: Site) -> bool:
+    """Whether a module is called on the states and on embeddings of relative positions (DeBERTa-v3)."""
+    config: Any = model.config
+    projects = getattr(config, "share_att_key", False) and config.relative_attention
+    return projects and site.kind.endswith(("query_proj", "key_proj"))
 
 
 def site_in_experts(model: nn.Module, sites: Sequence[Site]) -> str | None:

@@ -397,6 +397,9 @@ def test_models_with_tokens_first_take_one_adapter_for_all_tokens(kind):
     with pytest.raises(InputError, match=refused):
         RoadModel(base, RoadBank({"a": adapter, "b": random_adapter(sites, seed=1)}))(base=batch, adapter_names=list("ab" * 4))
     model = RoadModel(base, adapter)
+    for arguments in ({"unit_locations": {"base": 0}}, {"subspaces": [[[0]] * 8] * len(sites)}):
+        with pytest.raises(InputError, match=refused):
+            model(batch, **arguments)
     with torch.no_grad():
         together = model(base=batch)[1].last_hidden_state
         alone = model(base={key: value[2:3] for key, value in batch.items()})[1].last_hidden_state
