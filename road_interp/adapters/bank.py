@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from road_interp.rotation import plane_maps
 from road_interp.sources import local_folder
 
 Vectors = tuple[Tensor, Tensor]
+CHANGING = threading.RLock()  # of all banks, which are copied and pickled with their adapters
 
 
 class RoadBank(Mapping[str, RoadAdapter]):
@@ -105,25 +107,31 @@ class RoadBank(Mapping[str, RoadAdapter]):
 
     def remove(self, name: str) -> None:
         """Remove an adapter. Raises InputError for an unknown name and for the only adapter: a bank is never empty."""
-        self._check_known([name])
-        if len(self._entries) == 1:
-            raise InputError(f"'{name}' is the bank's only adapter and cannot be removed")
-        del self._entries[name]
-        self.version += 1
+        with CHANGING:
+            self._check_known([name])
+            if len(self._entries) == 1:
+                raise InputError(f"'{name}' is the bank's only adapter and cannot be removed")
+            del self._entries[name]
+            self.version += 1
 
     def _put(self, name: str, adapter: Source) -> None:
         if not isinstance(name, str) or not name or name != name.strip():
             raise InputError(f"{name!r} cannot be the name of an adapter: it must be text, without spaces around it")
         check_name(name, "an adapter")
+        entry: Vectors | Path
         if isinstance(adapter, str | os.PathLike):
-            folder = local_folder(adapter)
-            if not holds_adapter(adapter_folder(folder)):
+            entry = local_folder(adapter)
+            if not holds_adapter(adapter_folder(entry)):
                 raise InputError(f"adapter '{name}': '{adapter}' contains no adapter, run or PEFT adapter")
-            self._entries[name] = folder
         else:
-            self._entries[name] = self._flatten(name, RoadAdapter.of(adapter), getattr(adapter, "folder", None))
-        self.version += 1
-        self._revisions[name] = self.version
+            others = [other for other in self._entries if other != name]
+            if self._template is None and others:
+                self._vectors(others[0])  # the family is that of the bank, and not of a new adapter that may not fit
+            entry = self._flatten(name, RoadAdapter.of(adapter), getattr(adapter, "folder", None))
+        with CHANGING:
+            self._entries[name] = entry
+            self.version += 1
+            self._revisions[name] = self.version
 
     def revision(self, name: str) -> int:
         """A number that changes when the adapter of a name is replaced. Raises InputError for an unknown name."""
@@ -138,17 +146,18 @@ class RoadBank(Mapping[str, RoadAdapter]):
         own. Adapters that are added or replaced later are not trainable until the next call, which keeps the parameters of the
         others.
         """
-        for name, entry in list(self._entries.items()):
-            if not _is_trainable(entry):
-                theta, alpha = self._vectors(name)
-                self._entries[name] = (nn.Parameter(theta.detach().clone()), nn.Parameter(alpha.detach().clone()))
-        self.version += 1
-        return {name: entry for name, entry in self._entries.items() if _is_trainable(entry)}
+        with CHANGING:
+            for name, entry in list(self._entries.items()):
+                if not _is_trainable(entry):
+                    theta, alpha = self._vectors(name)
+                    self._entries[name] = (nn.Parameter(theta.detach().clone()), nn.Parameter(alpha.detach().clone()))
+            self.version += 1
+            return {name: entry for name, entry in self._entries.items() if _is_trainable(entry)}
 
     @property
     def is_trainable(self) -> bool:
         """Whether an adapter may change between two passes of a model without a change of `version`."""
-        return any(_is_trainable(entry) for entry in self._entries.values())
+        return any(map(_is_trainable, list(self._entries.values())))
 
     @property
     def template(self) -> RoadAdapter:
@@ -161,7 +170,7 @@ class RoadBank(Mapping[str, RoadAdapter]):
     @property
     def num_bytes(self) -> int:
         """Memory of the values of all adapters that have been read, in bytes."""
-        return sum(vector.nbytes for entry in self._entries.values() if isinstance(entry, tuple) for vector in entry)
+        return sum(vector.nbytes for entry in list(self._entries.values()) if isinstance(entry, tuple) for vector in entry)
 
     def rows(self, names: Sequence[str]) -> tuple[Float[Tensor, "rows n"], Float[Tensor, "rows n"]]:
         """Angles (radians) and scales (factors) of the named adapters, one row each, with all sites concatenated.
@@ -202,10 +211,17 @@ class RoadBank(Mapping[str, RoadAdapter]):
         return len(self._entries)
 
     def _vectors(self, name: str) -> Vectors:
+        """Those of an adapter, which are read at first. One that is replaced meanwhile is looked up again."""
+        self._check_known([name])
         entry = self._entries[name]
-        if isinstance(entry, Path):
-            entry = self._entries[name] = self._flatten(name, RoadAdapter.load(entry), entry)
-        return entry
+        if not isinstance(entry, Path):
+            return entry
+        read = self._flatten(name, RoadAdapter.load(entry), entry)
+        with CHANGING:
+            if self._entries.get(name) is entry:
+                self._entries[name] = read
+                return read
+        return self._vectors(name)
 
     def _flatten(self, name: str, adapter: RoadAdapter, folder: Path | None) -> Vectors:
         if self._template is None:

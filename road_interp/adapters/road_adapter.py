@@ -184,7 +184,7 @@ class RoadAdapter:
         if self.variant != "road_1":
             raise InputError(f"real powers exist for road_1 only; this adapter is {self.variant}")
         self._check_nonzero("raise to a power")
-        return self._with_maps({site.name: plane_maps.power(self.plane_maps(site), exponent) for site in self.sites})
+        return self._with_maps({site.name: plane_maps.power(self.plane_maps(site), float(exponent)) for site in self.sites})
 
     def __mul__(self, factor: Any) -> RoadAdapter:
         """Not defined: raises InputError that names the power and the composition."""
@@ -250,7 +250,7 @@ class RoadAdapter:
             if adapter.variant != "road_1":
                 raise InputError(f"the mean exists for road_1 only, not for {adapter.variant}")
             adapter._check_nonzero("take the mean of")
-        shares = [weight / sum(weights) for weight in weights]
+        shares = [float(weight / sum(weights)) for weight in weights]
         means = {}
         for site in first.sites:
             maps = [adapter.plane_maps(site).a for adapter in averaged]

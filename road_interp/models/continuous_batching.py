@@ -238,13 +238,17 @@ class ContinuousBatching:
         known.cancelled = self._passes  # read after the engine was told: its next pass but one is without the request
 
     def stream(self, request: str) -> Iterator[GenerationOutput]:
-        """The outputs of a request as they come, the finished one last. A stream that is left before its end cancels its request.
+        """The outputs of a request as they come, the finished one last.
+
+        A stream that is left after its first output and before its end cancels its request; `cancel` is for one that never began.
 
         Raises:
             InputError: an unknown request, or one whose finished output was returned before.
             RuntimeError: the request failed or was cancelled.
         """
-        known = self._known(request)
+        return self._outputs(request, self._known(request))
+
+    def _outputs(self, request: str, known: _Request) -> Iterator[GenerationOutput]:
         try:
             while True:
                 output = self._next(request, known)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from road_interp.errors import InputError
+from road_interp.errors import InputError, one_line
 from road_interp.models.call_arguments import check_base_locations, check_unit_locations, token_lists
 from road_interp.models.intervention import RoadIntervention, pyvene
 from road_interp.sites.module_tree import hidden_of
@@ -212,10 +212,20 @@ def _of_beams(unit_locations: Sequence[Any] | None, output: Any) -> Sequence[Any
 
 
 def load_trained(module: nn.Module, state: Mapping[str, Any], strict: bool, assign: bool) -> Any:
-    """`nn.Module.load_state_dict` for a module whose `state_dict` leaves out frozen parameters, older ones also of rotations."""
-    missing, unexpected = nn.Module.load_state_dict(module, state, strict=False, assign=assign)
-    trained = {name for name, parameter in nn.Module.named_parameters(module) if parameter.requires_grad}
-    missing = [name for name in missing if name in module.state_dict() and (name in trained or name.endswith(".form"))]
-    if strict and (missing or unexpected):
-        raise InputError(f"the state does not fit this model: missing {missing[:3]}, unknown {unexpected[:3]}")
+    """`nn.Module.load_state_dict` for a module whose `state_dict` leaves out frozen parameters, older ones also of rotations.
+
+    Raises InputError, without having changed the module, for a state that does not fit it.
+    """
+    before = {name: value.detach().clone() for name, value in nn.Module.state_dict(module).items() if name in state}
+    try:
+        missing, unexpected = nn.Module.load_state_dict(module, state, strict=False, assign=assign)
+        trained = {name for name, parameter in nn.Module.named_parameters(module) if parameter.requires_grad}
+        missing = [name for name in missing if name in module.state_dict() and (name in trained or name.endswith(".form"))]
+        if strict and (missing or unexpected):
+            raise InputError(f"the state does not fit this model: missing {missing[:3]}, unknown {unexpected[:3]}")
+    except (InputError, RuntimeError) as error:
+        nn.Module.load_state_dict(module, before, strict=False)
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the state does not fit this model: {one_line(error)}") from None
     return nn.modules.module._IncompatibleKeys(missing, unexpected)

@@ -102,7 +102,7 @@ class RoadModel(PyveneModel):
         self._check_planes(planes)
         self.variant, self.group_size = family.variant, family.group_size
         self._family = family.identity_like()
-        self.positions = family.positions if positions is None else checked_positions(positions)
+        self._positions = family.positions if positions is None else checked_positions(positions)
         self._merging = MergeState(base_model)
         interventions = [site_intervention(base_model, site, family) for site in self.sites]
         refuse_never_called(base_model, [site.module for site in self.sites])
@@ -139,6 +139,20 @@ class RoadModel(PyveneModel):
             if difference:
                 raise InputError(f"this bank does not fit the model: {difference}; make a RoadModel of it")
         self._bank = bank
+
+    @property
+    def positions(self) -> Positions:
+        """Which tokens calls rotate, unless they say others.
+
+        Raises InputError for invalid positions, and while the rotations are attached, merged or an engine's.
+        """
+        return self._positions
+
+    @positions.setter
+    def positions(self, positions: Positions) -> None:
+        checked = checked_positions(positions)
+        self._check_not_applied("positions")
+        self._positions = checked
 
     @property
     def planes(self) -> TaskPlanes | None:

@@ -27,8 +27,8 @@ class RowArguments(NamedTuple):
 
     def filled(self) -> RowArguments:
         """One entry for all rows, beside several entries of another argument, once for each of these."""
-        single: dict[str, Any] = {name: values for name, values in self._asdict().items() if values and len(values) == 1}
-        return self._replace(**{name: [*values] * self.rows for name, values in single.items()})
+        given: dict[str, Any] = {name: values for name, values in self._asdict().items() if values is not None}
+        return self._replace(**{name: [*values] * self.rows for name, values in given.items() if len(values) == 1})
 
     def check(self, count: int | None, kind: str = "row") -> None:
         """Raise InputError unless there is a list with one entry per row; during the pass, too few would look like beam search.

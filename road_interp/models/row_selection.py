@@ -154,18 +154,18 @@ def _of_adapters(
     """
     powers: list[float | Mapping[str, float]] = []
     for strength, row, name in zip(strengths, rows, names, strict=True):
-        unknown = set(strength) - set(row) if isinstance(strength, Mapping) else set()
+        unknown = sorted(map(str, set(strength) - set(row))) if isinstance(strength, Mapping) else []
         if isinstance(strength, Mapping) and planes is not None and (both := {*strength} & {*row} & {*planes.tasks}):
             raise InputError(f"strengths: '{min(both)}' is an adapter of its row and a task: give one of them another name")
         if isinstance(strength, Mapping) and unknown and (adapters := {*strength} & {*row}):
             raise InputError(
-                f"strengths {shown(strength)}: '{min(adapters)}' is an adapter of its row and '{min(unknown)}' is none: name "
+                f"strengths {shown(strength)}: '{min(adapters)}' is an adapter of its row and '{unknown[0]}' is none: name "
                 "adapters or tasks, not both"
             )
         if not isinstance(strength, Mapping) or (unknown and planes is not None):
             powers.append(strength)
         elif unknown:
-            raise InputError(f"unknown adapter '{min(unknown)}' in strengths; the adapters of its row are {', '.join(row)}")
+            raise InputError(f"unknown adapter '{unknown[0]}' in strengths; the adapters of its row are {', '.join(row)}")
         else:
             powers.append(strength.get(name, 1.0))
     return powers

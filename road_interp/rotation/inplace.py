@@ -28,6 +28,7 @@ def has_complex_form(maps: PlaneMaps, hidden: Tensor, group_size: int) -> bool:
     Not inside torch.func's transforms and forward-mode differentiation, whose tangents `Tensor.view(dtype)` drops.
     """
     is_plain = maps.b is None and group_size == 2 and hidden.is_contiguous() and hidden.storage_offset() % 2 == 0
+    is_plain = is_plain and all(stride % 2 == 0 for stride in hidden.stride()[:-1])  # that of an axis of size 1 may be odd
     return is_plain and not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 

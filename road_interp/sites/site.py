@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from road_interp.arguments import is_whole
 from road_interp.errors import InputError
 
 
@@ -68,6 +69,12 @@ class Site:
     output_slice: OutputSlice | None = None
 
     def __post_init__(self) -> None:
+        for field in ("width", "layer"):
+            value = getattr(self, field)
+            if is_whole(value):
+                object.__setattr__(self, field, int(value))  # a number of NumPy cannot be written as JSON
+            elif field == "width" or value is not None:
+                raise InputError(f"site '{self.name}': {field} must be a whole number, not {value!r}")
         if self.width < 2 or self.width % 2:
             raise InputError(
                 f"site '{self.name}': width {self.width} cannot be paired into planes; RoAd needs an even width of at least 2"

@@ -333,3 +333,57 @@ def test_a_bank_in_place_of_one_that_is_gone_is_read():
             assert torch.equal(model(batch)[1].logits, expected[number % 2])
             model.bank = None
             model.bank = RoadBank({"a": adapters[(number + 1) % 2]})
+
+
+@pytest.mark.parametrize("change", ["replace", "remove"])
+def test_an_adapter_that_is_changed_while_its_folder_is_read_stays_changed(tmp_path, monkeypatch, change):
+    new = random_adapter(SITES, seed=1)
+    for seed, name in ((0, "a"), (2, "b")):
+        random_adapter(SITES, seed=seed).save(tmp_path / name)
+    bank = RoadBank({name: tmp_path / name for name in "ab"})
+    load = RoadAdapter.load
+
+    def slow(folder):
+        found = load(folder)
+        if folder == tmp_path / "a":
+            (bank.replace if change == "replace" else bank.remove)("a", *([new] if change == "replace" else []))
+        return found
+
+    monkeypatch.setattr(RoadAdapter, "load", slow)
+    if change == "replace":
+        assert [bank["a"].distance(new) for _ in range(2)] == [0, 0]  # in the call that was reading, and in the next one
+    else:
+        with pytest.raises(InputError, match="unknown adapter 'a'"):
+            bank["a"]
+        assert "a" not in bank
+
+
+def test_adapters_come_while_another_thread_asks_for_trainable_ones(monkeypatch):
+    bank = RoadBank({f"a{number}": random_adapter(SITES) for number in range(3)})
+    asked = []
+
+    def changing(entry):
+        asked.append(entry)
+        bank.add(f"b{len(asked)}", random_adapter(SITES))
+        return False
+
+    monkeypatch.setattr("road_interp.adapters.bank._is_trainable", changing)
+    assert not bank.is_trainable
+    assert len(asked) == 3
+
+
+def test_an_adapter_that_does_not_fit_folders_that_were_not_read_is_refused(tmp_path):
+    random_adapter(SITES).save(tmp_path)
+    bank = RoadBank({"a": tmp_path})
+    with pytest.raises(InputError, match="adapter 'b' does not fit this bank: its sites differ"):
+        bank.add("b", random_adapter(SITES[:1]))
+    assert list(bank) == ["a"]
+    assert bank["a"].sites == SITES
+
+
+def test_the_only_folder_may_be_replaced_without_reading_it(tmp_path):
+    random_adapter(SITES).save(tmp_path)
+    bank = RoadBank({"a": tmp_path})
+    (tmp_path / "adapter.safetensors").write_bytes(b"damaged")
+    bank.replace("a", other := random_adapter(SITES[:1]))
+    assert bank["a"].distance(other) == 0

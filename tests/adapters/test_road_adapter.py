@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -407,6 +408,13 @@ def test_an_adapter_knows_its_positions(tmp_path):
         loaded.to_peft(tmp_path / "peft")
     with pytest.raises(InputError, match="'middle' is not a position"):
         replace(loaded, positions="middle")
+
+
+def test_fractions_are_powers_and_weights():
+    adapter, other = random_adapter(SITES), random_adapter(SITES, seed=1)
+    half = Fraction(1, 2)
+    assert (adapter**half).distance(adapter**0.5) == 0
+    assert RoadAdapter.mean([adapter, other], [half, half]).distance(RoadAdapter.mean([adapter, other])) == 0
 
 
 def test_a_multiple_of_an_adapter_is_an_error_that_names_the_power():

@@ -139,6 +139,12 @@ def test_equal_beginnings_of_prompts_do_not_share_states_of_other_adapters():
     assert found == expected
 
 
+def test_a_stream_of_an_unknown_request_is_an_error_at_once():
+    engine = bank_model().continuous_batching(generation_config=SETTINGS, engine_config=engine_config())
+    with engine, pytest.raises(InputError, match="request-7"):
+        engine.stream("request-7")
+
+
 def test_outputs_are_streamed():
     model = bank_model()
     (expected,) = alone(model, PROMPTS[:1], adapter_names=["a"])

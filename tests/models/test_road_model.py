@@ -563,14 +563,35 @@ def test_train_eval_to_and_parameters_reach_the_rotations():
     without_forms = {name: values for name, values in state.items() if not name.endswith(".form")}  # of earlier versions
     other.load_state_dict(without_forms)
     without_forms.popitem()
+    third = road_model(seed=2)
+    before = third.adapter
     with pytest.raises(InputError, match="does not fit this model: missing"):
-        other.load_state_dict(without_forms)
+        third.load_state_dict(without_forms)
+    assert third.adapter.distance(before) == 0
 
 
 def test_a_state_of_another_pairing_is_refused():
     pairs, quads = road_model(group_size=2), road_model(group_size=4)
-    with pytest.raises(RuntimeError, match="is not this intervention's variant, group_size and output slice"):
+    before = quads.adapter
+    with pytest.raises(InputError, match="does not fit this model: .* is not this intervention's variant, group_size"):
         quads.load_state_dict(pairs.state_dict())
+    assert quads.adapter.distance(before) == 0
+
+
+def test_positions_are_not_set_while_rotations_are_applied():
+    """They would have no effect on what is merged or attached."""
+    model = road_model()
+    with model.attached(), pytest.raises(InputError, match="the rotations are attached.*: set the positions before or after"):
+        model.positions = "first"
+    model.merge()
+    with pytest.raises(InputError, match="the rotations are merged.*: set the positions before or after"):
+        model.positions = "first"
+    model.unmerge()
+    model.positions = "first"
+    assert model.positions == "first"
+    with pytest.raises(InputError, match="'frist' is not a position"):
+        model.positions = "frist"
+    assert model.positions == "first"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

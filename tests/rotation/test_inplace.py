@@ -162,3 +162,12 @@ def test_states_that_can_be_rotated_in_place_and_those_that_cannot():
     assert not has_complex_form(maps, states[:48].view(3, 16), 4)
     general = plane_maps.maps_from_parameters(theta.new_zeros(2, *theta.shape), alpha.new_ones(2, *alpha.shape), "road_2", 2)
     assert not has_complex_form(general, states[:48].view(3, 16), 2)
+
+
+def test_one_token_of_a_slice_of_odd_width_has_no_complex_form():
+    """Its only axis with several entries is contiguous, so that torch calls it contiguous, and cannot see pairs in it."""
+    maps = plane_maps.maps_from_parameters(torch.zeros(4), torch.ones(4), "road_1", 2)
+    of_odd_width = torch.zeros(1, 1, 9)[..., :8]
+    assert of_odd_width.is_contiguous()
+    assert not has_complex_form(maps, of_odd_width, 2)
+    assert has_complex_form(maps, torch.zeros(1, 1, 8), 2)
