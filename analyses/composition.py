@@ -39,7 +39,7 @@ from road_interp.training.composition_baselines import (
     trained,
     undivided,
 )
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, with_interval
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, best_rate, with_interval
 
 MAIN = "planes_coact-0.5"
 TASKS = {2: ("label", "closing"), 3: ("greeting", "label", "closing"), 4: ("greeting", "label", "german", "closing")}
@@ -317,11 +317,7 @@ class CompositionRates(Result):
     @property
     def best(self) -> dict[str, float]:
         """The learning rate with the highest score, of equal ones the smallest, by method whose whole grid is measured."""
-        return {
-            method: max(scores, key=lambda rate: (scores[rate], -rate))
-            for method, scores in self.scores.items()
-            if len(scores) == len(GRID)
-        }
+        return {method: best_rate(scores) for method, scores in self.scores.items() if len(scores) == len(GRID)}
 
 
 def rates_report(pieces: Pieces) -> CompositionRates:

@@ -25,7 +25,7 @@ from road_interp.plots import export
 from road_interp.results import Result
 from road_interp.sources import is_here
 from road_interp.training.multitask_classifier import MultiTaskClassificationExperiment
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, needs, with_interval
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, best_rate, needs, with_interval
 from road_interp.training.study_runs import run_of
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -150,8 +150,7 @@ class HeadRates(Result):
     @property
     def best(self) -> dict[str, float]:
         """The learning rate with the highest accuracy, of equal ones the smallest, where the whole grid is measured."""
-        whole = {name: scores for name, scores in self.scores.items() if len(scores) == len(RATES)}
-        return {name: max(scores, key=lambda rate: (scores[rate], -rate)) for name, scores in whole.items()}
+        return {name: best_rate(scores) for name, scores in self.scores.items() if len(scores) == len(RATES)}
 
 
 def rates_report(pieces: Pieces) -> HeadRates:

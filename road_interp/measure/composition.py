@@ -71,10 +71,8 @@ class SetScore:
         It must have ended, too, unless no task is active: the end of an answer is learned with the tasks.
         """
         active = split_names(self.active)
-        wanted = np.ones(len(self.finished), bool)
-        for task in self.shown:
-            wanted &= np.asarray(self.shown[task]) if task in active else ~np.asarray(self.tried[task])
-        return wanted
+        shown = [np.asarray(shown, bool) for task, shown in self.shown.items() if task in active]
+        return np.all([~self.shows_inactive(), *shown], axis=0)
 
 
 @dataclass(frozen=True)
@@ -144,9 +142,8 @@ class CompositionReport(Result):
         With its 95% interval over seeds and prompts. What is shown with no task active is the base model's. Raises InputError as
         `control` does.
         """
-        self._controlled([score.active for score in self.scores])
-        intrudes = [score.shows_inactive() for score in self.scores if score.active != BASE]
-        return mean_over_divisions(np.any(intrudes, axis=0), len(self.seeds))
+        scores = self._with_traces([score.active for score in self.scores if score.active != BASE])
+        return mean_over_divisions(np.any([score.shows_inactive() for score in scores], axis=0), len(self.seeds))
 
     def difference(self, other: CompositionReport, active: str | None = None) -> tuple[float, float, float]:
         """`control` minus that of another report on the seeds that both have, with the 95% interval over seeds and prompts.
@@ -191,10 +188,13 @@ class CompositionReport(Result):
         return min(cells.items(), key=lambda cell: cell[1][0])
 
     def _controlled(self, sets: Sequence[str]) -> Bool[np.ndarray, "sets prompts"]:
+        return np.stack([score.controlled() for score in self._with_traces(sets)])
+
+    def _with_traces(self, sets: Sequence[str]) -> list[SetScore]:
         scores = [self.of(active) for active in sets]
         if any(not score.finished for score in scores):
             raise InputError("the report does not hold the traces of the tasks that are not active: score the run again")
-        return np.stack([score.controlled() for score in scores])
+        return scores
 
     def summary(self) -> dict[str, Any]:
         """Rates and control of every set of active tasks with intervals."""

@@ -102,7 +102,7 @@ class ThroughputMethods:
             model.add_adapter(name, settings, autocast_adapter_dtype=False)
         return model.eval()
 
-    def _lora(self, adapters: Callable[[StackedLora], AbstractContextManager[None]], run: Callable[[Any], Any]) -> Call:
+    def _with_lora(self, adapters: Callable[[StackedLora], AbstractContextManager[None]], run: Callable[[Any], Any]) -> Call:
         """`run` on the model of stacked LoRA, with adapters."""
 
         def call() -> Any:
@@ -110,6 +110,12 @@ class ThroughputMethods:
                 return run(self.stacked.model)
 
         return call
+
+    def _generate_with_lora(
+        self, ids: Tensor, new_tokens: int, adapters: Callable[[StackedLora], AbstractContextManager[None]]
+    ) -> Call:
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return self._with_lora(adapters, lambda model: model.generate(**inputs, **_greedy(new_tokens)))
 
     def forward(self, ids: Tensor) -> dict[str, Call]:
         """Forward passes with one adapter."""
@@ -122,7 +128,7 @@ class ThroughputMethods:
             "PEFT RoAd": lambda: self.peft_road(**inputs),
             "PEFT LoRA": lambda: self.peft_lora(**inputs),
             "PEFT OFT": lambda: self.peft_oft(**inputs),
-            "stacked LoRA": self._lora(lambda lora: lora.per_row(len(ids)), lambda model: model(**inputs)),
+            "stacked LoRA": self._with_lora(lambda lora: lora.per_row(len(ids)), lambda model: model(**inputs)),
         }
 
     def training(self, ids: Tensor) -> dict[str, Call]:
@@ -141,7 +147,7 @@ class ThroughputMethods:
             "PEFT RoAd": lambda: self.peft_road(**inputs).loss,
             "PEFT LoRA": lambda: self.peft_lora(**inputs).loss,
             "PEFT OFT": lambda: self.peft_oft(**inputs).loss,
-            "stacked LoRA": self._lora(StackedLora.one_adapter, lambda model: model(**inputs).loss),
+            "stacked LoRA": self._with_lora(StackedLora.one_adapter, lambda model: model(**inputs).loss),
         }
 
     def generate(self, ids: Tensor, new_tokens: int) -> dict[str, Call]:
@@ -155,7 +161,7 @@ class ThroughputMethods:
             "RoadModel": lambda: self.banked.generate(inputs, adapter_names=names, **options),
             "PEFT RoAd": lambda: self.peft_road.generate(**inputs, adapter_names=names, **options),
             "PEFT LoRA": lambda: self.peft_lora.generate(**inputs, adapter_names=names, **options),
-            "stacked LoRA": self._lora(lambda lora: lora.per_row(len(ids)), lambda model: model.generate(**inputs, **options)),
+            "stacked LoRA": self._generate_with_lora(ids, new_tokens, lambda lora: lora.per_row(len(ids))),
         }
 
     def one_lora(self, ids: Tensor, new_tokens: int, rank: int) -> dict[str, Call]:
@@ -174,16 +180,12 @@ class ThroughputMethods:
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         options = _greedy(new_tokens)
         names = list(self.adapters)[: len(ids)]
-
-        def lora_generate(model: Any) -> Tensor:
-            return model.generate(**inputs, **options)
-
         return {
             "bare": lambda: self.base.generate(**inputs, **options),
             "RoadModel, one adapter": lambda: self.banked.generate(inputs, adapter_names=[names[0]] * len(ids), **options),
             "RoadModel, all different": lambda: self.banked.generate(inputs, adapter_names=names, **options),
-            "stacked LoRA, one adapter": self._lora(StackedLora.one_adapter, lora_generate),
-            "stacked LoRA, all different": self._lora(lambda lora: lora.per_row(len(ids)), lora_generate),
+            "stacked LoRA, one adapter": self._generate_with_lora(ids, new_tokens, StackedLora.one_adapter),
+            "stacked LoRA, all different": self._generate_with_lora(ids, new_tokens, lambda lora: lora.per_row(len(ids))),
         }
 
     def strengths(self, ids: Tensor, new_tokens: int) -> dict[str, Call]:
@@ -192,16 +194,12 @@ class ThroughputMethods:
         options = {**_greedy(new_tokens), "adapter_names": list(self.adapters)[: len(ids)]}
         strengths = [0.5 + row / len(ids) for row in range(len(ids))]
         factors = torch.tensor(strengths, device=ids.device, dtype=self.base.dtype)
-
-        def lora_generate(model: Any) -> Tensor:
-            return model.generate(**inputs, **_greedy(new_tokens))
-
         return {
             "bare": lambda: self.base.generate(**inputs, **_greedy(new_tokens)),
             "RoadModel": lambda: self.banked.generate(inputs, **options),
             "RoadModel, strengths": lambda: self.banked.generate(inputs, strengths=strengths, **options),
-            "stacked LoRA": self._lora(lambda lora: lora.per_row(len(ids)), lora_generate),
-            "stacked LoRA, strengths": self._lora(lambda lora: lora.per_row(len(ids), factors), lora_generate),
+            "stacked LoRA": self._generate_with_lora(ids, new_tokens, lambda lora: lora.per_row(len(ids))),
+            "stacked LoRA, strengths": self._generate_with_lora(ids, new_tokens, lambda lora: lora.per_row(len(ids), factors)),
         }
 
     def continuous(self, rows: int, new_tokens: int) -> dict[str, Call]:

@@ -224,7 +224,7 @@ def load_trained(module: nn.Module, state: Mapping[str, Any], strict: bool, assi
         if strict and (missing or unexpected):
             raise InputError(f"the state does not fit this model: missing {missing[:3]}, unknown {unexpected[:3]}")
     except (InputError, RuntimeError) as error:
-        nn.Module.load_state_dict(module, before, strict=False)
+        nn.Module.load_state_dict(module, before, strict=False, assign=assign)
         if isinstance(error, InputError):
             raise
         raise InputError(f"the state does not fit this model: {one_line(error)}") from None

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
 from road_interp.errors import InputError, first_line
-from road_interp.rotation.plane_maps import PlaneMaps, check_width
+from road_interp.rotation.plane_maps import PlaneMaps, check_width, lies_in_pairs
 
 SMALLEST_INVERTIBLE = 1e-3  # the backward pass divides by the scales; smaller scales use `plane_maps.apply` instead
 COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
@@ -27,8 +27,7 @@ def has_complex_form(maps: PlaneMaps, hidden: Tensor, group_size: int) -> bool:
 
     Not inside torch.func's transforms and forward-mode differentiation, whose tangents `Tensor.view(dtype)` drops.
     """
-    is_plain = maps.b is None and group_size == 2 and hidden.is_contiguous() and hidden.storage_offset() % 2 == 0
-    is_plain = is_plain and all(stride % 2 == 0 for stride in hidden.stride()[:-1])  # that of an axis of size 1 may be odd
+    is_plain = maps.b is None and group_size == 2 and hidden.is_contiguous() and lies_in_pairs(hidden)
     return is_plain and not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 

@@ -330,9 +330,16 @@ def _is_complex_view(maps: PlaneMaps, hidden: Tensor, group_size: int) -> bool:
         and hidden.dtype in (torch.float32, torch.float64)
         and hidden.dtype == maps.a.real.dtype
         and hidden.stride(-1) == 1
-        and hidden.storage_offset() % 2 == 0
-        and all(stride % 2 == 0 for stride in hidden.stride()[:-1])
+        and lies_in_pairs(hidden)
     )
+
+
+def lies_in_pairs(hidden: Tensor) -> bool:
+    """Whether every adjacent pair of dimensions begins at an even place in memory, as `torch.view_as_complex` asks.
+
+    A contiguous tensor may not: the stride of an axis of size 1 counts for this, and not for `is_contiguous`.
+    """
+    return hidden.storage_offset() % 2 == 0 and all(stride % 2 == 0 for stride in hidden.stride()[:-1])
 
 
 def _direction(z: Tensor) -> Tensor:

@@ -278,7 +278,7 @@ def method_label(recipe: MultiTaskGenerationRecipe | MultiTaskClassificationReci
         parts.append(f"rate of {', of '.join(rates)}")
     if isinstance(recipe, MultiTaskGenerationRecipe):
         if recipe.co_activation_warmup:
-            parts.append(f"co-activation grows for {recipe.co_activation_warmup:g} of the steps")
+            parts.append(f"co-activation rising for {recipe.co_activation_warmup:g} of the steps")
         if recipe.co_activation_loss != "own":
             parts.append(f"loss of {recipe.co_activation_loss} tokens")
         if recipe.shared is not None:

@@ -178,6 +178,11 @@ def _seeds_of(piece: Any) -> tuple[int | None, ...]:
     return getattr(piece, "seeds", (getattr(piece, "seed", None),))
 
 
+def best_rate(scores: Mapping[float, float]) -> float:
+    """The learning rate with the highest score, of equal ones the smallest. `scores` are by learning rate."""
+    return max(scores, key=lambda rate: (scores[rate], -rate))
+
+
 def with_interval(values: Sequence[float], digits: int = 3) -> str:
     """A value and its 95% interval as text, from `(value, low, high)`."""
     value, low, high = (each + 0.0 for each in values)  # no sign before a zero

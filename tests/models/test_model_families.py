@@ -162,6 +162,8 @@ def test_embeddings_of_distances_are_not_tokens(length, linear):
     inputs = {"input_ids": torch.randint(4, 60, (1, length))}
     with pytest.raises(InputError, match=r"computes embeddings of distances, too, which are no tokens; only positions='all'"):
         RoadModel(base, adapter, positions="last")(inputs)
+    with pytest.raises(InputError, match="computes embeddings of distances, too, which belong to no row"):
+        RoadModel(base, adapter)(inputs, unit_locations={"base": 0})
     RoadModel(base, adapter)(inputs)
     RoadModel(deberta_v3(relative_attention=False), adapter, positions="last")(inputs)
 

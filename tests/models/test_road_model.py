@@ -510,6 +510,14 @@ def test_sampling_uses_the_adapter_of_each_row():
     assert torch.equal(mixed, single)
 
 
+def test_adapter_names_may_be_an_array():
+    model, batch = bank_model(), token_batch()
+    names = ["a", "c", "__base__"]
+    assert torch.equal(
+        model(base=batch, adapter_names=np.array(names))[1].logits, model(base=batch, adapter_names=names)[1].logits
+    )
+
+
 def test_invalid_adapter_names_are_refused():
     model, batch = bank_model(), token_batch()
     with pytest.raises(InputError, match="unknown adapter 'd'; the bank holds a, b, c and __base__"):
@@ -606,6 +614,18 @@ def test_an_assigned_state_is_rotated_with_in_fp32(dtype):
     interchange = LowRankInterchangeIntervention(8, 2)
     interchange.load_state_dict({"weight": torch.ones(8, 2, dtype=dtype)}, strict=False, assign=True)
     assert interchange.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_that_does_not_fit_changes_neither_the_model_nor_itself(assign):
+    model, other = road_model(), road_model(seed=1)
+    state = {name: each.clone() for name, each in model.state_dict().items() if name != [*model.state_dict()][0]}
+    given, before = {name: each.clone() for name, each in state.items()}, other.adapter
+    with pytest.raises(InputError, match="does not fit this model: missing"):
+        other.load_state_dict(state, assign=assign)
+    assert other.adapter.distance(before) == 0
+    assert all(torch.equal(each, given[name]) for name, each in state.items())
+    assert all(parameter.requires_grad for _, each in other.by_site() for parameter in (each.theta, each.alpha))
 
 
 def test_frozen_tied_weights_are_not_in_the_state_dict():

@@ -346,6 +346,8 @@ def test_experts_are_found_by_their_class():
     model = RoadModel(base, two_adapters(find_sites(base, "mlp.output_linear")))
     with pytest.raises(InputError, match=r"site '.*mlp.output_linear' is inside the experts of a mixture"):
         model(token_batch(2), adapter_names=["a", "b"])
+    with pytest.raises(InputError, match="is inside the experts of a mixture"):
+        model(token_batch(2), unit_locations={"base": 0}, adapter_names=["a", "b"])
     model(token_batch(1), adapter_names=["a"])
 
 

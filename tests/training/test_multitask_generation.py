@@ -396,7 +396,7 @@ def test_several_others_are_activated_in_random_sets():
     assert set(trainer.active(torch.tensor([0, 1]))[1]) == {"a+s", "b+s"}
 
 
-def test_co_activation_grows_from_0_in_its_warm_up():
+def test_co_activation_rises_from_0_in_its_warm_up():
     trainer = trainer_of("a", "b", co_activation=0.8, warmup=0.5)
     torch.manual_seed(0)
     for step, expected in ((0, 0.0), (25, 0.4), (50, 0.8), (99, 0.8)):
