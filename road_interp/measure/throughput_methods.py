@@ -169,10 +169,17 @@ class ThroughputMethods:
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         options = _greedy(new_tokens)
         unmerged = self._peft("LoraConfig", ["default"], r=rank, lora_alpha=rank, init_lora_weights=False)
+        stacked = StackedLora(self.base, self.sites, 1, rank)
+
+        def alone() -> Tensor:
+            with stacked.one_adapter():
+                return stacked.model.generate(**inputs, **options)
+
         return {
             "bare": lambda: self.base.generate(**inputs, **options),
             "merged": lambda: self.merged.generate(**inputs, **options),
             "PEFT LoRA": lambda: unmerged.generate(**inputs, **options),
+            "stacked LoRA": alone,
         }
 
     def few_and_many(self, ids: Tensor, new_tokens: int) -> dict[str, Call]:
