@@ -163,13 +163,11 @@ def over_rates(pieces: Pieces) -> RatesReport:
 
 
 def describe_rates(found: RatesReport) -> Described:
-    rows = [
-        (f"{each.model}, {each.method}, rate {rate:g}", f"{score:.3f}")
-        for each in found.scores.values()
-        for rate, score in each.validation
-    ]
-    best = ", ".join(f"{each.model} {each.method} {each.best:g}" for each in found.scores.values())
-    return f"Accuracy on validation texts by learning rate. The best: {best}.", rows
+    rows = []
+    for each in found.scores.values():
+        rows += [(f"{each.model}, {each.method}, rate {rate:g}", f"{score:.3f}") for rate, score in each.validation]
+        rows.append((f"{each.model}, {each.method}, best rate", f"{each.best:g}"))
+    return "Accuracy on validation texts by learning rate.", rows
 
 
 def draw_rates(found: RatesReport, folder: Path) -> list[Path]:

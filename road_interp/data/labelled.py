@@ -19,7 +19,7 @@ from road_interp.data.division import balance_classes, divide, divide_by_text
 from road_interp.data.metrics import METRICS
 from road_interp.data.rows import check_column, check_texts, read_rows
 from road_interp.errors import InputError, did_you_mean, shown
-from road_interp.recipes.schema import GLUE_PREFIX, DataRecipe
+from road_interp.recipes.schema import DataRecipe
 
 GLUE = "nyu-mll/glue"
 GLUE_COLUMNS = {
@@ -175,9 +175,8 @@ def with_glue_defaults(recipe: DataRecipe) -> DataRecipe:
 
     Other recipes are returned unchanged.
     """
-    if not recipe.id.startswith(GLUE_PREFIX):
+    if (name := recipe.glue_name) is None:
         return recipe
-    name = recipe.id.removeprefix(GLUE_PREFIX)
     if name not in GLUE_COLUMNS:
         raise InputError(f"unknown GLUE data set '{name}'; {did_you_mean(name, GLUE_COLUMNS)}")
     text, pair = GLUE_COLUMNS[name]

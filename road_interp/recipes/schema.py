@@ -153,7 +153,7 @@ class DataRecipe:
         for key in ("words", "per_class"):
             count = getattr(self, key)
             _require(count is None or count >= 1, key, count, "at least 1")
-        has_validation = self.validation is not None or self.id.startswith(GLUE_PREFIX)
+        has_validation = self.validation is not None or self.glue_name is not None
         _require(self.test is None or has_validation, "test", self.test, "given together with validation")
         _require(
             self.classes is None or len(set(map(repr, self.classes))) == len(self.classes) > 1,
@@ -164,6 +164,12 @@ class DataRecipe:
         are_labels = all(isinstance(label, str | int | float) for label in self.classes or ())
         _require(are_labels, "classes", self.classes, "a list of texts or numbers, with quotes around texts such as '2026-01-31'")
         _check_seed("split_seed", self.split_seed)
+
+    @property
+    def glue_name(self) -> str | None:
+        """The name of a GLUE data set; None of other data, also of a file in a folder "glue"."""
+        name = self.id.removeprefix(GLUE_PREFIX)
+        return name if name != self.id and "/" not in name and not Path(name).suffix else None
 
     @property
     def name(self) -> str:

@@ -92,7 +92,7 @@ def test_parameter_share(known, command, monkeypatch, tmp_path):
     tuned_on = asked[0][0].data
     assert sizes == {2000}
     sizes.clear()
-    assert told["sentence"].endswith("The best: minilm lora-8 0.003.")
+    assert told["numbers"]["minilm, lora-8, best rate"] == "0.003"
     assert told["numbers"]["minilm, lora-8, rate 0.003"] == "0.750"
     asked.clear()
     monkeypatch.setitem(script, "RATES", {"minilm": {"road_1": 3e-3, "full": 1e-4}})

@@ -336,6 +336,15 @@ def test_what_cannot_be_used_is_refused_with_its_place(tmp_path):
             load_labelled(bad)
 
 
+@pytest.mark.parametrize("place", ["glue/train.tsv", "glue/SST-2/train.tsv"])
+def test_a_file_in_a_folder_named_glue_is_a_file(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    file = Path(place)
+    file.parent.mkdir(parents=True)
+    file.write_text("sentence\tclass\n" + "".join(f"text {number}\t{'no' if number % 2 else 'yes'}\n" for number in range(40)))
+    assert load_labelled(recipe(place)).classes == ("no", "yes")
+
+
 def test_a_further_test_set_needs_the_columns_of_the_filter(tmp_path):
     path = written(tmp_path / "data.csv")
     with pytest.raises(InputError, match=r"has no column 'maker' for filter; its columns are .*; give it one$"):
