@@ -46,7 +46,8 @@ STUDY = Study(
     question="What does one adapter per row cost in generation, with RoAd and with LoRA, by number of requests?",
     caveat=(
         "Ratios of times on one machine, for one model of 135 million parameters and short answers; larger models, longer "
-        "answers and other devices have other ratios. A training step has one adapter, with which stacked LoRA is PEFT's LoRA."
+        "answers and other devices have other ratios, and an earlier run had ratios of rotations and stacked LoRA that differ "
+        "by up to .08."
     ),
     recipe="throughput-smollm2",
     conditions={"all": Condition("every method", seeds=1)},
