@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -81,7 +83,7 @@ def _run(name: str, options: StudyOptions, selection: Selection, as_json: bool) 
     if selection.redraw:
         report = read_study(chosen, options)
     else:
-        with progress_bar() as update:
+        with redirect_stdout(sys.stderr), progress_bar() as update:  # trackers print, and standard output is for results
             report = run_study(chosen, options, update)
     with waiting("drawing"):
         paths = draw_study(chosen, report, options, selection.figures)

@@ -179,6 +179,17 @@ def test_one_json_object_and_nothing_else(known, command, tmp_path, monkeypatch)
     assert command("small", "--quick")["numbers"] == {"plain": "0", "longer": "0"}
 
 
+def test_what_a_tracker_prints_is_not_in_the_json(known, command, monkeypatch):
+    study = small_study([])
+
+    def printing(piece):
+        print("* Trackio project initialized")
+        return study.measure(piece)
+
+    monkeypatch.setitem(known, "small", replace(study, measure=printing))
+    assert command("small", "--quick", "--only", "plain")["numbers"] == {"plain": "0"}
+
+
 def test_a_log_names_each_piece(known, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(study_module, "studies", lambda: {"small": small_study([])})
