@@ -60,7 +60,7 @@ STUDY = Study(
     ),
     caveat=(
         "Ratios of times on one machine, for models below 300 million parameters. Larger models and other devices have other "
-        "ratios."
+        "ratios. Training steps, continuous batching, strengths and compiled code are not compared with stacked LoRA."
     ),
     recipe="throughput-smollm2",
     conditions={

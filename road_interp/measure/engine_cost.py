@@ -68,14 +68,23 @@ def _costs(report: ThroughputReport) -> list[Cost]:
         for method in ("RoadModel", "bare")
     ]
     wanted = [
-        ("forward, 8 x 64 tokens", "forward", 8, "RoadModel", "bare"),
+        *(("forward, 8 x 64 tokens", "forward", 8, "RoadModel", other) for other in ("bare", *LORAS)),
         *of_rows,
         ("continuous batching, all different", "continuous batching", largest, "RoadModel, all different", "bare"),
+        (
+            "continuous batching, all different",
+            "continuous batching",
+            largest,
+            "RoadModel, all different",
+            "stacked LoRA, all different",
+        ),
         ("generate, all different", "distinct", largest, "RoadModel, all different", "RoadModel, one adapter"),
-        ("generate, a strength per row", "strengths", largest, "RoadModel, strengths", "RoadModel"),
+        *(
+            ("generate, a strength per row", "strengths", largest, "RoadModel, strengths", other)
+            for other in ("RoadModel", "stacked LoRA, strengths")
+        ),
         *((task, task, 8, "RoadModel", "bare") for task in COMPILED),
-        ("training step, 4 x 128 tokens", "training step", 4, "RoadModel", "bare"),
-        ("training step, 4 x 128 tokens", "training step", 4, "RoadModel", "PEFT RoAd"),
+        *(("training step, 4 x 128 tokens", "training step", 4, "RoadModel", other) for other in ("bare", "PEFT RoAd", *LORAS)),
         ("training step, 4 x 128 tokens, no adapter", "training step", 4, "bare", "PEFT RoAd"),
         *lora,
     ]

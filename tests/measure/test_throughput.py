@@ -36,16 +36,18 @@ def report():
 def test_costs_of_the_largest_batch_are_there_beside_timings_of_eight_requests(lengths):
     """Generation by length has eight rows, whatever the numbers of requests are."""
     timed = [("distinct", 4, ("bare", "RoadModel, one adapter", "RoadModel, all different"))]
-    timed += [("strengths", 4, ("bare", "RoadModel", "RoadModel, strengths")), *(("length", 8, ("bare",)) for _ in lengths)]
+    timed.append(("strengths", 4, ("bare", "RoadModel", "RoadModel, strengths", "stacked LoRA, strengths")))
+    timed += [("length", 8, ("bare",)) for _ in lengths]
     timings = tuple(
         Timing(task, method, rows, 2, 0, (float(number),), (1.0,), 8)
         for task, rows, methods in timed
         for number, method in enumerate(methods, 1)
     )
     found = engine_costs([ThroughputReport("tiny", 1, "cpu", "float32", 1, 1, timings)])
-    assert {each.what: each.median for each in found.costs} == {
-        "generate, all different": 1.5,
-        "generate, a strength per row": 1.5,
+    assert {(each.what, each.over): each.median for each in found.costs} == {
+        ("generate, all different", "RoadModel, one adapter"): 1.5,
+        ("generate, a strength per row", "RoadModel"): 1.5,
+        ("generate, a strength per row", "stacked LoRA, strengths"): 0.75,
     }
 
 
