@@ -63,6 +63,15 @@ def exists(path: str | os.PathLike[str]) -> bool:
     return os.path.exists(path)
 
 
+def path_and_split(identifier: str) -> tuple[str, str]:
+    """The id, or the path with its "~" expanded, and the split of data: `reviews:test` has both, if no path is called so."""
+    path = os.path.expanduser(identifier)
+    if ":" not in path or exists(path):
+        return path, ""
+    name, _, split = path.rpartition(":")
+    return name, split
+
+
 def unfinished_writes(folder: Path) -> list[Path]:
     """The temporary files in a folder that `write_atomically` leaves when its process is killed."""
     return list(folder.glob(f".*{UNFINISHED}"))

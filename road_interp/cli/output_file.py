@@ -8,7 +8,7 @@ from pathlib import Path
 
 from road_interp.adapters.file_names import DESCRIPTION, RUN_ADAPTER, RUN_RECIPE
 from road_interp.errors import InputError
-from road_interp.files import check_writable, is_file
+from road_interp.files import check_writable, is_file, path_and_split
 
 
 def check_output_file(path: Path, option: str, read: Iterable[str] = ()) -> None:
@@ -31,8 +31,7 @@ def check_output_file(path: Path, option: str, read: Iterable[str] = ()) -> None
     if not path.parent.is_dir():
         raise InputError(f"{option}: the folder '{path.parent}' does not exist")
     check_writable(path.parent)
-    paths = {path for each in map(os.path.expanduser, read) for path in (each, each.partition(":")[0]) if path}
-    there = [each for each in paths if os.path.exists(each)]
+    there = [name for name, _ in map(path_and_split, read) if os.path.exists(name)]
     if path.is_file() and any(path.samefile(each) or path.resolve().parent.samefile(each) for each in there):
         raise InputError(f"{option}: '{path}' is the file that is read, or one of them; choose another name")
 

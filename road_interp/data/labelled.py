@@ -19,7 +19,8 @@ from road_interp.data.division import balance_classes, divide, divide_by_text
 from road_interp.data.metrics import METRICS
 from road_interp.data.rows import check_column, check_texts, read_rows
 from road_interp.errors import InputError, did_you_mean, shown
-from road_interp.recipes.schema import DataRecipe
+from road_interp.files import exists
+from road_interp.recipes.schema import DataRecipe, glue_name
 
 GLUE = "nyu-mll/glue"
 GLUE_COLUMNS = {
@@ -175,10 +176,11 @@ def with_glue_defaults(recipe: DataRecipe) -> DataRecipe:
 
     Other recipes are returned unchanged.
     """
-    if (name := recipe.glue_name) is None:
+    if (name := glue_name(recipe.id)) is None:
         return recipe
     if name not in GLUE_COLUMNS:
-        raise InputError(f"unknown GLUE data set '{name}'; {did_you_mean(name, GLUE_COLUMNS)}")
+        hint = f"for the folder write './{recipe.id}'" if exists(recipe.id) else did_you_mean(name, GLUE_COLUMNS)
+        raise InputError(f"unknown GLUE data set '{name}'; {hint}")
     text, pair = GLUE_COLUMNS[name]
     development = "validation_matched" if name == "mnli" else "validation"
     metrics: dict[str, Literal["matthews", "pearson"]] = {"cola": "matthews", "stsb": "pearson"}

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset, load_dataset_builder
+from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from huggingface_hub import metadata_load
 from pandas.errors import ParserError
+from yaml import YAMLError
 
-from road_interp.data.table_files import FORMATS, TEXT_FORMATS, read_tables
+from road_interp.data.table_files import FORMATS, read_tables
 from road_interp.errors import InputError, first_line, shown
-from road_interp.files import is_dir, is_file
+from road_interp.files import is_dir, is_file, path_and_split
 from road_interp.sources import resolve
 
+READING = {"configs", "dataset_info"}  # keys of a README.md that say how `datasets` reads the files beside it
 HINTS = {
     UnicodeDecodeError: "; save it as UTF-8",
     ParserError: "; commas separate the columns of a CSV file, where a text with a comma stands in double quotes; tabs a TSV's",
@@ -57,12 +61,12 @@ def _read(identifier: str, config: str | None, split: str, valued: Collection[st
         return _tables(f"data file '{identifier}' cannot be read", [path], valued)
     if is_file(path):
         raise InputError(f"data file '{identifier}': '{path.suffix}' is not one of {', '.join(FORMATS)}")
-    name, _, named_split = resolved.partition(":")
+    name, named_split = path_and_split(resolved)
     if not name.strip("/"):
         raise InputError(f"'{identifier}' names no data: give a file, a folder or the id of a data set")
     try:
         splits: Mapping[str, Any] = _files_of(name, config) or load_dataset(name, config)
-    except (DatasetNotFoundError, DatasetGenerationError, OSError, RuntimeError, ValueError) as error:  # also of scripts
+    except (DatasetNotFoundError, DatasetGenerationError, OSError, RuntimeError, ValueError, YAMLError) as error:  # scripts, too
         raise InputError(f"data set '{identifier}' cannot be loaded: {_cause(error)}") from None
     if (chosen := named_split or split) not in splits:
         raise InputError(f"data set '{identifier}' has no split '{chosen}'; its splits are {', '.join(splits)}")
@@ -81,21 +85,33 @@ def _tables(failure: str, paths: Sequence[Path], valued: Collection[str | None])
 
 
 def _files_of(folder: str, config: str | None) -> dict[str, list[Path]]:
-    """The text files of a folder by split, as `datasets` divides them, whose own reader joins lines at quotes, makes 1 of "01"
-    and null of "NA". Empty for what is no such folder, or has a README.md, which may say how the files are read."""
-    if not is_dir(folder) or is_file(Path(folder) / "README.md"):
+    """The files of a folder by split, as `datasets` divides them.
+
+    Its own reader joins lines at quotes, makes 1 of "01" and null of "NA", and may take a changed file for the one before. Empty
+    for what is no such folder, or has a README.md that says how it is read. Raises ValueError for files of several formats in one
+    split, of which `datasets` reads one.
+    """
+    readme = Path(folder) / "README.md"
+    if not is_dir(folder) or (is_file(readme) and not READING.isdisjoint(metadata_load(readme) or {})):
         return {}
     found = load_dataset_builder(folder, config).config.data_files or {}
     files = {str(split): [Path(path) for path in paths] for split, paths in found.items()}
-    return files if all(path.suffix in TEXT_FORMATS for paths in files.values() for path in paths) else {}
+    if not all(path.suffix in FORMATS for paths in files.values() for path in paths):
+        return {}
+    of_every_format = DataFilesDict.from_patterns(get_data_patterns(folder), base_path=folder)
+    for split, paths in of_every_format.items():
+        if unread := [path for path in map(Path, paths) if path.suffix in FORMATS and path not in files.get(str(split), [])]:
+            read = next(iter(files.values()))[0].name
+            raise ValueError(f"'{unread[0].name}' would not be read beside '{read}'; keep files of one format in the folder")
+    return files
 
 
 def split_files(identifier: str, split: str) -> list[Path]:
-    """The local text files that `read_rows` reads; none for a data set of the Hub, and for what cannot be read."""
+    """The local files that `read_rows` reads; none for a data set of the Hub, and for what cannot be read."""
     path = Path(os.path.expanduser(resolved := resolve(identifier)))
     if is_file(path):
         return [path]
-    name, _, named_split = resolved.partition(":")
+    name, named_split = path_and_split(resolved)
     try:
         return _files_of(name, None).get(named_split or split, [])
     except (OSError, RuntimeError, ValueError):

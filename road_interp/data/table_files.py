@@ -18,8 +18,7 @@ from datasets import Dataset
 from road_interp.files import parse_json_values
 
 SEPARATED: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"sep": "\t", "quoting": csv.QUOTE_NONE}}
-TEXT_FORMATS = (*SEPARATED, ".jsonl", ".json")
-FORMATS = (*TEXT_FORMATS, ".parquet")
+FORMATS = (*SEPARATED, ".jsonl", ".json", ".parquet")
 KINDS = {str: "texts", bool: "truth values", int: "numbers", float: "numbers", list: "lists", dict: "objects"}
 
 

@@ -7,8 +7,8 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from road_interp.files import exists
-from road_interp.recipes.schema import DataRecipe, ModelRecipe, TaskRecipe
+from road_interp.files import exists, path_and_split
+from road_interp.recipes.schema import DataRecipe, ModelRecipe, TaskRecipe, glue_name
 
 MODEL: dict[type, tuple[str, ...]] = {ModelRecipe: ("id",)}
 DATA: dict[type, tuple[str, ...]] = {DataRecipe: ("id", "validation", "test"), TaskRecipe: ("id", "test")}
@@ -16,8 +16,13 @@ Section = TypeVar("Section")
 
 
 def leads_from(folder: Path, identifier: str) -> bool:
-    """Whether an id is a path of something that exists, relative to a folder; "folder:split" names a split of a data set."""
-    return "://" not in identifier and any(exists(folder / path) for path in (identifier, identifier.partition(":")[0]) if path)
+    """Whether an id is a path of something that exists, relative to a folder; "folder:split" names a split of a data set.
+
+    A GLUE data set, `glue/NAME`, is none, whatever folders there are.
+    """
+    if "://" in identifier or identifier.startswith(":") or not identifier or glue_name(identifier) is not None:
+        return False
+    return exists(path_and_split(str(folder / identifier))[0])
 
 
 def data_ids(section: Any) -> Iterator[str]:

@@ -86,6 +86,12 @@ class AdapterRecipe:
             raise FieldError("positions", f"is invalid: {error}") from None
 
 
+def glue_name(identifier: str) -> str | None:
+    """The name of a GLUE data set in its id; None of other data, also of a file in a folder "glue"."""
+    name = identifier.removeprefix(GLUE_PREFIX)
+    return name if name != identifier and "/" not in name and not Path(name).suffix else None
+
+
 @dataclass(frozen=True)
 class DataRecipe:
     """A labelled data set and its splits.
@@ -153,7 +159,7 @@ class DataRecipe:
         for key in ("words", "per_class"):
             count = getattr(self, key)
             _require(count is None or count >= 1, key, count, "at least 1")
-        has_validation = self.validation is not None or self.glue_name is not None
+        has_validation = self.validation is not None or glue_name(self.id) is not None
         _require(self.test is None or has_validation, "test", self.test, "given together with validation")
         _require(
             self.classes is None or len(set(map(repr, self.classes))) == len(self.classes) > 1,
@@ -164,12 +170,6 @@ class DataRecipe:
         are_labels = all(isinstance(label, str | int | float) for label in self.classes or ())
         _require(are_labels, "classes", self.classes, "a list of texts or numbers, with quotes around texts such as '2026-01-31'")
         _check_seed("split_seed", self.split_seed)
-
-    @property
-    def glue_name(self) -> str | None:
-        """The name of a GLUE data set; None of other data, also of a file in a folder "glue"."""
-        name = self.id.removeprefix(GLUE_PREFIX)
-        return name if name != self.id and "/" not in name and not Path(name).suffix else None
 
     @property
     def name(self) -> str:

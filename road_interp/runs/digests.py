@@ -8,8 +8,9 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from road_interp.files import exists, is_dir, is_file
+from road_interp.files import exists, is_dir, is_file, path_and_split
 from road_interp.recipes.paths import leads_from
+from road_interp.recipes.schema import glue_name
 from road_interp.sources import is_here, resolve
 
 DIGITS = 16  # of a sha256, where the beginning of one is kept
@@ -20,8 +21,10 @@ def data_digest(identifier: str) -> str | None:
 
     "folder:split" has the hash of the folder, so that any changed split of it is seen.
     """
-    if leads_from(Path(), path := os.path.expanduser(identifier)) and not exists(path):
-        identifier = path.partition(":")[0]
+    if glue_name(identifier) is not None:
+        return None
+    if leads_from(Path(), os.path.expanduser(identifier)):
+        identifier, _ = path_and_split(identifier)
     folder = Path(os.path.expanduser(resolve(identifier))) if is_here(identifier) else None
     if folder is None or not is_dir(folder):
         return sha256_of(identifier)

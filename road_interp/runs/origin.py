@@ -87,16 +87,28 @@ class Origin:
             raise InputError(f"the files of the base model '{changed}' have changed since the run was started: {hint}")
 
     def _changed(self, known: Mapping[str, str], digest: Callable[[str], str | None], folder: Path) -> str | None:
-        """The id of the first of these files that are there with another content; None if there is none."""
-        now = {name: digest(self._located(name, folder)) for name in known}
-        return next((name for name, expected in known.items() if now[name] not in (None, expected)), None)
+        """The path of the first of these files that are there with another content; None if there is none."""
+        now = {name: self._located(name, folder) for name in known}
+        return next((now[name] for name, expected in known.items() if digest(now[name]) not in (None, expected)), None)
 
     def _located(self, identifier: str, folder: Path) -> str:
-        """The path to what a relative one led to from the directory of the start; else `identifier` itself."""
+        """The path to what a relative one led to from the directory of the start; else `identifier` itself.
+
+        Where the run has moved and both directories have it, the first with the content that the run has read.
+        """
         directories = [Path(self.directory)]
         if self.from_run is not None:
             directories.append(Path(os.path.normpath(folder.resolve() / self.from_run)))
-        for directory in directories:
-            if leads_from(directory, identifier):
-                return identifier if directory == Path.cwd() else str(directory / identifier)
-        return identifier
+        found = {
+            directory: identifier if directory == Path.cwd() else str(directory / identifier)
+            for directory in directories
+            if leads_from(directory, identifier)
+        }
+        paths = list(found.values())
+        unchanged = [path for path in paths if self._is_unchanged(identifier, path)] if len(paths) > 1 else []
+        return (unchanged or paths or [identifier])[0]
+
+    def _is_unchanged(self, identifier: str, path: str) -> bool:
+        """Whether a path leads to the content that the run has read under this id."""
+        expected = (self.files.get(identifier), data_digest), (self.models.get(identifier), model_digest)
+        return any(known is not None and digest(path) == known for known, digest in expected)

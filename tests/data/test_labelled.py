@@ -11,6 +11,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -21,7 +22,9 @@ from road_interp.data.multitask import load_reviews
 from road_interp.data.table_files import read_tables
 from road_interp.errors import InputError
 from road_interp.recipes.loader import load_recipe
+from road_interp.recipes.paths import leads_from
 from road_interp.recipes.schema import DataRecipe
+from road_interp.runs.digests import data_digest
 
 ROWS = [{"sentence": f'text "{n} is NA', "second": f"b{n}", "class": ["no", "yes"][n % 2]} for n in range(40)]
 
@@ -546,8 +549,11 @@ def test_a_metric_of_another_kind_of_label_is_refused(problem, metric):
         ("jsonl", '{"text": "\\"good film", "kind": 1}\n{"text": "bad", "kind":2.5}\n', '{"text": "so so\\""}\n', (1, 2.5, None)),
     ],
 )
-def test_the_files_of_a_folder_are_read_as_single_files(tmp_path, suffix, first, second, values):
+@pytest.mark.parametrize("readme", [None, "# Films\n\nCollected in 2024.\n", "---\nlicense: mit\n---\n# Films\n"])
+def test_the_files_of_a_folder_are_read_as_single_files(tmp_path, suffix, first, second, values, readme):
     (folder := tmp_path / "films").mkdir()
+    if readme is not None:
+        (folder / "README.md").write_text(readme)
     for name, content in {"train-0": first, "train-1": second, "dev": first}.items():
         (folder / f"{name}.{suffix}").write_text(content)
     read = rows.read_rows(str(folder), None, "train")
@@ -565,6 +571,63 @@ def test_files_of_a_folder_that_are_no_table_are_refused(tmp_path, second):
     (folder / "train-1.csv").write_text(second)
     with pytest.raises(InputError, match="data set '.*films' cannot be loaded: train-0.csv to train-1.csv: .*(columns|quote)"):
         rows.read_rows(str(folder), None, "train")
+
+
+def test_a_readme_may_say_how_a_folder_is_read(tmp_path):
+    (folder := tmp_path / "films").mkdir()
+    (folder / "first.csv").write_text("text;label\na;1\nb;2\n")
+    config = "---\nconfigs:\n- config_name: default\n  data_files: first.csv\n  sep: ';'\n---\n"
+    (folder / "README.md").write_text(config)
+    assert rows.read_rows(str(folder), None, "train")["text"][:] == ["a", "b"]
+    (folder / "README.md").write_text("---\nconfigs: [\n---\n")
+    with pytest.raises(InputError, match="data set '.*films' cannot be loaded"):
+        rows.read_rows(str(folder), None, "train")
+
+
+def test_files_of_another_format_in_a_folder_are_not_left_out(tmp_path):
+    (folder := tmp_path / "films").mkdir()
+    (folder / "a.csv").write_text("text,label\na,1\nb,2\n")
+    (folder / "b.jsonl").write_text('{"text": "c", "label": 3}\n')
+    with pytest.raises(
+        InputError, match="'(a.csv|b.jsonl)' would not be read beside '(a.csv|b.jsonl)'"
+    ):
+        rows.read_rows(str(folder), None, "train")
+    (folder / "a.csv").rename(folder / "train.csv")
+    (folder / "b.jsonl").rename(folder / "notes.jsonl")
+    assert rows.read_rows(str(folder), None, "train")["text"][:] == ["a", "b"]
+
+
+def test_a_parquet_file_that_changed_is_read_anew(tmp_path):
+    (folder := tmp_path / "films").mkdir()
+    for text in ("a", "b"):
+        pandas.DataFrame({"text": [text], "label": ["x"]}).to_parquet(path := folder / "train.parquet")
+        os.utime(path, (1e9, 1e9))
+        assert rows.read_rows(str(folder), None, "train")["text"][:] == [text]
+
+
+@pytest.mark.parametrize("name", ["p:B/films", "films:2024"])
+def test_a_folder_below_a_colon(tmp_path, monkeypatch, name):
+    (folder := tmp_path / name).mkdir(parents=True)
+    (folder / "train.csv").write_text("text,label\na,1\nb,2\n")
+    (folder / "dev.csv").write_text("text,label\nc,1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for identifier in (str(folder), name, f"~/{name}"):
+        assert rows.read_rows(identifier, None, "train")["text"][:] == ["a", "b"]
+        assert rows.read_rows(f"{identifier}:validation", None, "train")["text"][:] == ["c"]
+        assert data_digest(f"{identifier}:validation") == data_digest(str(folder)) is not None
+
+
+def test_a_glue_data_set_is_never_the_folder_of_that_name(tmp_path, monkeypatch):
+    (folder := tmp_path / "glue" / "mine").mkdir(parents=True)
+    (folder / "train.csv").write_text("sentence,class\n" + "a,no\nb,yes\n" * 20)
+    assert not leads_from(tmp_path, "glue/mine")
+    assert leads_from(tmp_path, "./glue/mine")
+    monkeypatch.chdir(tmp_path)
+    assert data_digest("glue/mine") is None
+    with pytest.raises(InputError, match="unknown GLUE data set 'mine'; for the folder write './glue/mine'"):
+        load_labelled(recipe("glue/mine"))
+    assert load_labelled(recipe("./glue/mine")).classes == ("no", "yes")
 
 
 def test_a_data_set_of_a_script_is_refused(tmp_path):

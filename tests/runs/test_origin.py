@@ -53,8 +53,23 @@ def test_a_project_is_moved_with_its_run_and_its_data(project, relative, tmp_pat
     assert (found.recipe.model.id, found.recipe.data.id) == (str(moved / "model"), str(moved / "data.csv"))
     assert evaluate(found, progress=False) == trained.metrics["test"]
     (moved / "data.csv").write_text("text,label\nanother,negative\n")
-    with pytest.raises(InputError, match=r"data file 'data.csv' has changed"):
+    with pytest.raises(InputError, match=r"moved/data.csv' has changed"):
         evaluate(found, progress=False)
+
+
+def test_a_copied_project_reads_its_own_data_where_those_of_the_first_have_changed(project, relative, tmp_path, monkeypatch):
+    train(relative, "runs/run", progress=False)
+    shutil.copytree(project, copied := tmp_path / "copied")
+    monkeypatch.chdir(tmp_path)
+    assert Run.load("copied/runs/run").recipe.data.id == str(project / "data.csv")
+    with (project / "data.csv").open("a") as file:
+        file.write("more,positive\n")
+    assert Run.load("copied/runs/run").recipe.data.id == str(copied / "data.csv")
+    Run.load("copied/runs/run").check_data()
+    with (copied / "data.csv").open("a") as file:
+        file.write("another,positive\n")
+    with pytest.raises(InputError, match="has changed since the run was started"):
+        Run.load("copied/runs/run").check_data()
 
 
 def test_a_run_is_moved_away_from_its_data(project, relative, tmp_path, monkeypatch):
