@@ -16,7 +16,7 @@ from road_interp.arguments import check_argument, check_callable, checked_report
 from road_interp.data.behaviours import Behaviour, Review
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
-from road_interp.measure.intervals import joined_seeds, mean_over_divisions
+from road_interp.measure.intervals import joined_seeds, mean_over_cells, mean_over_divisions
 from road_interp.measure.labels import MethodLabel
 from road_interp.models.generation import Answer, GenerateFn
 from road_interp.progress import Progress, silent
@@ -134,7 +134,7 @@ class CompositionReport(Result):
 
     def mean_control(self) -> tuple[float, float, float]:
         """Mean of `control` over all sets of active tasks, with its 95% interval over seeds and prompts."""
-        return mean_over_divisions(self._controlled([score.active for score in self.scores]).mean(0), len(self.seeds))
+        return mean_over_cells(self._controlled([score.active for score in self.scores]), len(self.seeds))
 
     def shows_inactive(self) -> tuple[float, float, float]:
         """Fraction of prompts for which, with any set that is not empty, an answer has a trace of a task that is not active.

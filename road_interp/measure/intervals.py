@@ -48,15 +48,7 @@ def mean_over_seeds(
         return _within((mean, *bounds), farthest if paired else None)
     if seeds == 1 and not paired and np.isin(values, (0, 1)).all():
         return (mean, *wilson(int(values.sum()), count))
-    by_seed, by_example = values.mean(1) - mean, values.mean(0) - mean
-    residual = values - mean - by_seed[:, None] - by_example
-    seed = float((by_seed**2).sum() / (max(seeds - 1, 1) * seeds))
-    example = float((by_example**2).sum() / (max(count - 1, 1) * count))
-    both = float((residual**2).sum() / (max((seeds - 1) * (count - 1), 1) * seeds * count))
-    variance = max(seed + example - both, seed, example) or both
-    parts = ((seed, seeds - 1), (example, count - 1), (both, (seeds - 1) * (count - 1)))
-    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts if degrees > 0)
-    quantile = float(stats.t.ppf(0.975, freedom))
+    variance, quantile = _components(values)
     half = quantile * variance**0.5
     if paired and np.count_nonzero(values.any(0)) < RARE:
         half = max(half, farthest * wilson(0, count)[1])
@@ -65,6 +57,20 @@ def mean_over_seeds(
         bounds = _wilson_of(mean, mean * (1 - mean) / variance, quantile)
         low, high = min(low, bounds[0]), max(high, bounds[1])
     return _within((mean, low, high), farthest if paired else None)
+
+
+def _components(values: Float[np.ndarray, "seeds examples"]) -> tuple[float, float]:
+    """Variance of the mean over seeds and examples that are not all equal, and the quantile of its 95% interval."""
+    (seeds, count), mean = values.shape, values.mean()
+    by_seed, by_example = values.mean(1) - mean, values.mean(0) - mean
+    residual = values - mean - by_seed[:, None] - by_example
+    seed = float((by_seed**2).sum() / (max(seeds - 1, 1) * seeds))
+    example = float((by_example**2).sum() / (max(count - 1, 1) * count))
+    both = float((residual**2).sum() / (max((seeds - 1) * (count - 1), 1) * seeds * count))
+    variance = max(seed + example - both, seed, example) or both
+    parts = ((seed, seeds - 1), (example, count - 1), (both, (seeds - 1) * (count - 1)))
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts if degrees > 0)
+    return variance, float(stats.t.ppf(0.975, freedom))
 
 
 def _within(interval: tuple[float, float, float], farthest: float | None) -> tuple[float, float, float]:
@@ -90,6 +96,43 @@ def mean_over_divisions(
         return mean, low, high
     _, lowest, highest = mean_of_seeds(np.asarray(outcomes, dtype=float).reshape(seeds, -1).mean(1))
     return _within((mean, min(low, lowest), max(high, highest)), 1.0 if paired else None)
+
+
+def mean_over_cells(outcomes: Shaped[np.ndarray, "cells examples"], seeds: int) -> tuple[float, float, float]:
+    """Mean of the rates of cells, in each of which every example has an outcome, with its 95% interval over seeds and examples.
+
+    The variance components of the examples' means over the cells, and Student's t of the seeds' means where that is wider, give
+    its width. They see little in a cell with fewer than RARE successes or failures, which adds to the square of either half by
+    how much the square of its own interval (`mean_over_seeds`) exceeds that of its variance components.
+
+    Args:
+        outcomes: 0 or 1, concatenated over seeds, which may have other examples each.
+        seeds: number of seeds.
+    """
+    values = np.asarray(outcomes, dtype=float)
+    mean = float(values.mean())
+    half = _half_over_seeds(values.mean(0), seeds)
+    if seeds > 1:
+        half = max(half, mean_of_seeds(values.mean(0).reshape(seeds, -1).mean(1))[2] - mean)
+    rare = [cell for cell in values if min(cell.sum(), (1 - cell).sum()) < RARE]
+    squares = np.array([_squares_where_rare(cell, seeds) for cell in rare] or [(0.0, 0.0)]).sum(0) / len(values) ** 2
+    below, above = np.sqrt(half**2 + squares)
+    return _within((mean, mean - float(below), mean + float(above)), None)
+
+
+def _half_over_seeds(outcomes: Float[np.ndarray, " examples"], seeds: int) -> float:
+    """Half of the interval by variance components alone; 0 for equal outcomes."""
+    if np.ptp(outcomes) == 0:
+        return 0.0
+    variance, quantile = _components(outcomes.reshape(seeds, -1))
+    return quantile * variance**0.5
+
+
+def _squares_where_rare(cell: Float[np.ndarray, " examples"], seeds: int) -> tuple[float, float]:
+    """By how much the squares of both halves of a rate's interval exceed that of its variance components."""
+    mean, low, high = mean_over_seeds(cell, seeds)
+    own = _half_over_seeds(cell, seeds) ** 2
+    return max((mean - low) ** 2 - own, 0), max((high - mean) ** 2 - own, 0)
 
 
 def mean_of_seeds(values: Sequence[float] | Float[np.ndarray, " seeds"]) -> tuple[float, float, float]:

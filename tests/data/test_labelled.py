@@ -588,9 +588,7 @@ def test_files_of_another_format_in_a_folder_are_not_left_out(tmp_path):
     (folder := tmp_path / "films").mkdir()
     (folder / "a.csv").write_text("text,label\na,1\nb,2\n")
     (folder / "b.jsonl").write_text('{"text": "c", "label": 3}\n')
-    with pytest.raises(
-        InputError, match="'(a.csv|b.jsonl)' would not be read beside '(a.csv|b.jsonl)'"
-    ):
+    with pytest.raises(InputError, match="'(a.csv|b.jsonl)' would not be read beside '(a.csv|b.jsonl)'"):
         rows.read_rows(str(folder), None, "train")
     (folder / "a.csv").rename(folder / "train.csv")
     (folder / "b.jsonl").rename(folder / "notes.jsonl")

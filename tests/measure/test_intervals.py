@@ -12,6 +12,7 @@ from road_interp.measure.intervals import (
     joined_seeds,
     mean_interval,
     mean_of_seeds,
+    mean_over_cells,
     mean_over_divisions,
     mean_over_seeds,
     value_interval,
@@ -338,3 +339,33 @@ def test_divisions_have_the_wider_interval_of_both_designs():
     assert mean_over_divisions(drawn[0], 1) == mean_over_seeds(drawn[0], 1)
     assert mean_over_divisions(np.repeat([0.0, 1.0], 4), 2) == (0.5, 0, 1)
     assert mean_over_divisions(np.repeat([-1.0, 1.0], 4), 2, paired=True) == (0, -1, 1)
+
+
+def test_one_outcome_in_a_rare_cell_changes_the_mean_over_cells_by_little():
+    cells = np.zeros((8, 128))
+    cells[:2] = 1
+    mean, low, high = mean_over_cells(cells, 1)
+    assert mean == 0.25
+    one_cell = wilson(0, 128)[1] / 8
+    assert high - mean == pytest.approx(6**0.5 * one_cell)
+    assert mean - low == pytest.approx(2**0.5 * one_cell)
+    cells[3, 0] = 1
+    assert np.abs(np.subtract(mean_over_cells(cells, 1), (mean, low, high))).max() < 0.002
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_cells_without_rare_outcomes_have_the_interval_of_the_means(seeds):
+    cells = np.random.default_rng(0).random((4, seeds * 60)) < 0.4
+    assert mean_over_cells(cells, seeds) == pytest.approx(mean_over_divisions(cells.mean(0), seeds))
+
+
+@pytest.mark.parametrize("expected", [0.5, 3, 30])
+def test_means_over_cells_are_covered_where_most_cells_are_rare(expected):
+    generator = np.random.default_rng(0)
+    rate = expected / (6 * 128)
+    inside = []
+    for _ in range(400):
+        cells = np.concatenate([np.ones((2, 128)), generator.random((6, 128)) < rate])
+        _, low, high = mean_over_cells(cells, 1)
+        inside.append(low <= (2 + 6 * rate) / 8 <= high)
+    assert np.mean(inside) >= 0.94
