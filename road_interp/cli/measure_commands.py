@@ -313,11 +313,11 @@ def _check_control(run: Run, control: Run, scorer: Scorer, margin: float) -> Che
     from road_interp import measure
 
     layers = {f"layer {layer}": adapter for layer, adapter in run.adapter.by_layer().items()}
-    adapters = {"control": control.adapter, "all layers": run.adapter, **layers}
+    adapters = {"control": control.adapter, "all layers": run.adapter, "undone": control.adapter.inverse(), **layers}
     model, seed = run.recipe.model.name, run.recipe.seed
     with progress_bar() as update:
         report = measure.interference(adapters, {"control": scorer}, model=model, seed=seed, progress=update)
-    return measure.hurts_others(report, "control", "all layers", margin)
+    return measure.hurts_others(report, "control", "all layers", margin, "undone")
 
 
 @dataclass(frozen=True)

@@ -73,23 +73,31 @@ def needs_magnitudes(ablation: AblationReport, margin: float = MARGIN) -> Check:
     return Check("Does the adapter rely on its magnitudes?", verdict, reason, numbers)
 
 
-def hurts_others(interference: InterferenceReport, control: str, adapter: str, margin: float = MARGIN) -> Check:
+def hurts_others(
+    interference: InterferenceReport, control: str, adapter: str, margin: float = MARGIN, undone: str | None = None
+) -> Check:
     """Whether a control task loses accuracy (or its behaviours) when an adapter is composed on the control's own adapter.
 
     Args:
         interference: outcomes of the control task with the adapter, and optionally with restrictions of it to some planes. The
             restrictions are reported but do not enter the verdict: of many, some would exceed any margin by chance.
         control, adapter: names in `interference`.
+        undone: the name of an adapter that undoes the control's own, such as its inverse. With it the verdict is "cannot tell"
+            where the control task gains no more than the margin by its own adapter, and so has nothing to lose.
 
     Raises:
-        InputError: the control was not scored with the adapter.
+        InputError: the control was not scored with one of the adapters.
     """
     check_argument("measure.hurts_others", interference, InterferenceReport, "measure.interference(adapters, scores, ...)")
     scored = entry(interference.correct, control, "scored task")
-    costs = {other: interference.cost(control, other) for other in scored if other != NOTHING}
-    cost = entry(costs, adapter, f"adapter with which '{control}' was scored:")
+    numbers = {other: interference.cost(control, other) for other in scored if other not in (NOTHING, undone)}
+    verdict = _above(entry(numbers, adapter, f"adapter with which '{control}' was scored:"), margin)
+    if undone is not None:
+        gain = interference.cost(control, undone)
+        verdict = verdict if _above(gain, margin) == "yes" else "cannot tell"
+        numbers[f"what '{control}' gains by its own adapter"] = gain
     reason = f"what '{control}' loses with '{adapter}', against a margin of {margin:g}"
-    return Check("Do the rotated planes hurt other features?", _above(cost, margin), reason, costs)
+    return Check("Do the rotated planes hurt other features?", verdict, reason, numbers)
 
 
 def fails_to_compose(report: CompositionReport | MultiTaskAccuracyReport, margin: float = MARGIN) -> Check:

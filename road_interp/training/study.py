@@ -179,8 +179,11 @@ def _seeds_of(piece: Any) -> tuple[int | None, ...]:
 
 
 def best_rate(scores: Mapping[float, float]) -> float:
-    """The learning rate with the highest score, of equal ones the smallest. `scores` are by learning rate."""
-    return max(scores, key=lambda rate: (scores[rate], -rate))
+    """The learning rate with the highest score, of equal ones the smallest. `scores` are by learning rate.
+
+    Means of the same fractions in another order may differ in their last digits; they are equal.
+    """
+    return max(scores, key=lambda rate: (round(scores[rate], 9), -rate))
 
 
 def with_interval(values: Sequence[float], digits: int = 3) -> str:

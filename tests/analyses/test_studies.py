@@ -25,7 +25,7 @@ from road_interp.files import read_json_object, write_atomically
 from road_interp.recipes.loader import load_recipe
 from road_interp.training import study as study_module
 from road_interp.training.manifest import as_text
-from road_interp.training.study import StudyOptions, studies
+from road_interp.training.study import StudyOptions, best_rate, studies
 from road_interp.training.study_page import write_page
 from road_interp.training.study_pieces import read_study, run_study, settings_of
 
@@ -177,6 +177,11 @@ def test_one_json_object_and_nothing_else(known, command, tmp_path, monkeypatch)
     assert measured[0].runs == tmp_path / "runs"
     assert command("small", "steps=3", "--seeds", "6", "--redraw")["numbers"] == {"longer": "6", "apart": "6"}
     assert command("small", "--quick")["numbers"] == {"plain": "0", "longer": "0"}
+
+
+def test_of_equal_rates_the_smallest_is_the_best():
+    assert best_rate({3e-3: 0.1 + 0.2 - 0.0000000000000002, 1e-1: 0.1 + 0.2}) == 3e-3  # differ in rounding only
+    assert best_rate({3e-3: 0.5, 1e-1: 0.51}) == 1e-1
 
 
 def test_what_a_tracker_prints_is_not_in_the_json(known, command, monkeypatch):

@@ -502,7 +502,7 @@ def test_diagnose_gives_verdicts_with_their_numbers(capsys, monkeypatch, finishe
         "Does the adapter rely on its magnitudes?",
         "Do the rotated planes hurt other features?",
     ]
-    assert list(checks[1]["numbers"]) == ["all layers", "layer 0", "layer 1"]
+    assert list(checks[1]["numbers"]) == ["all layers", "layer 0", "layer 1", "what 'control' gains by its own adapter"]
     code, out, _ = run(capsys, monkeypatch, "diagnose", finished.folder)
     assert code == 0
     assert f"magnitudes? {checks[0]['verdict']} " in " ".join(out.split())

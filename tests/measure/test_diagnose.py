@@ -11,7 +11,7 @@ from helpers.compositions import REVIEWS, composition_report
 from helpers.interferences import measured
 from helpers.scorers import needs, taken_apart
 from road_interp.errors import InputError
-from road_interp.measure import Diagnosis, fails_to_compose, hurts_others, needs_magnitudes
+from road_interp.measure import Diagnosis, InterferenceReport, fails_to_compose, hurts_others, needs_magnitudes
 from road_interp.measure.intervals import wilson
 from road_interp.measure.multitask_accuracy import MultiTaskAccuracyReport
 from road_interp.models.generation import Answer
@@ -33,6 +33,18 @@ def test_few_examples_allow_no_verdict():
         return np.array([True] * 9 + [bool(moved)])
 
     assert needs_magnitudes(taken_apart(score)).verdict == "cannot tell"
+
+
+@pytest.mark.parametrize(("undone", "verdict"), [(0, "no"), (2000, "cannot tell")])
+def test_a_control_that_gains_nothing_has_nothing_to_lose(undone, verdict):
+    """Without its own adapter a control is right about none of 2,000 texts, or about all."""
+    right = {"nothing": (True,) * 2000, "other": (True,) * 2000, "undone": (True,) * undone + (False,) * (2000 - undone)}
+    square = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    found = InterferenceReport("tiny", ("own", "other", "undone"), (0,), square, square, {"own": right})
+    assert hurts_others(found, "own", "other").verdict == "no"
+    check = hurts_others(found, "own", "other", undone="undone")
+    assert check.verdict == verdict
+    assert list(check.numbers) == ["other", "what 'own' gains by its own adapter"]
 
 
 def test_an_adapter_that_hurts_a_control_is_found():
