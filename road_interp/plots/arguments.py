@@ -49,6 +49,8 @@ def check_drawn(function: str, annotation: str, value: object) -> None:
         raise TypeError(f"plots.{function}: MADE_BY does not say how to get its argument, {annotation}")
     values = listed(value) if "Sequence" in annotation else [value]
     wrong = [each for each in values if expected not in {kind.__name__ for kind in type(each).__mro__}]
+    if not wrong and any(getattr(each, "sites", None) == () for each in values):
+        raise InputError(f"plots.{function}: the {expected} has no sites")
     if wrong or not values:
         given = f"{_article(type(wrong[0]).__name__)} {type(wrong[0]).__name__}" if wrong else "an empty list"
         raise InputError(f"plots.{function} draws {_article(expected)} {expected}, not {given}: give {MADE_BY[expected]}")

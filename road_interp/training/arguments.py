@@ -16,6 +16,14 @@ from road_interp.recipes.schema import TrainableRecipe, TrainingRecipe
 from road_interp.runs.run_files import CHECKPOINTS
 
 
+class Arguments(TrainingArguments):
+    """`TrainingArguments` whose warm-up leaves at least one step: the rate of its first step is 0, as is that of a single one."""
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """The number of steps with a smaller rate."""
+        return min(super().get_warmup_steps(num_training_steps), num_training_steps - 1)
+
+
 def training_arguments(
     recipe: TrainableRecipe, folder: Path, device: torch.device, progress: bool, **options: Any
 ) -> TrainingArguments:
@@ -37,7 +45,7 @@ def training_arguments(
         raise InputError(f"training.batch_size {settings.batch_size} cannot be divided among {processes} processes")
     options = {"save_strategy": "epoch", "report_to": settings.report_to, **options}
     _check_trackers(options["report_to"])
-    arguments = TrainingArguments(
+    arguments = Arguments(
         output_dir=str(folder / CHECKPOINTS),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,

@@ -363,3 +363,9 @@ def test_tasks_alone_on_their_planes_are_drawn_too():
     own = replace(STUDY, own_planes={task: right_everywhere("ab") for task in "ab"})
     found, without = ({each.get_text() for each in plots.multitask_accuracy(of).get_legend().get_texts()} for of in (own, STUDY))
     assert found - without == {"trained alone on its planes"}
+
+
+@pytest.mark.parametrize("draw", [plots.angles, plots.magnitudes, plots.angle_histogram, plots.planes, plots.shares])
+def test_a_report_whose_sites_are_all_filtered_out_is_refused(report, draw):
+    with pytest.raises(InputError, match="the AngleReport has no sites"):
+        draw(replace(report, sites=()))

@@ -344,6 +344,13 @@ def test_encoder_decoder_models_are_refused(workplace, tmp_path):
         train(recipe, tmp_path / "run", progress=False)
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (2, 1), (10, 1), (11, 2)])
+def test_the_warmup_leaves_a_step_that_trains(workplace, steps, warmup):
+    recipe = recipe_for(workplace, "training.warmup_ratio=0.1")
+    options = arguments.training_arguments(recipe, workplace / "warm", torch.device("cpu"), False)
+    assert options.get_warmup_steps(steps) == warmup
+
+
 def test_accelerate_may_place_the_model(finished, workplace):
     run = train(recipe_for(workplace, "model.device_map=auto"), workplace / "placed", device="cpu", progress=False)
     assert run.metrics == finished.metrics
