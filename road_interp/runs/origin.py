@@ -94,17 +94,16 @@ class Origin:
     def _located(self, identifier: str, folder: Path) -> str:
         """The path to what a relative one led to from the directory of the start; else `identifier` itself.
 
-        Where the run has moved and both directories have it, the first with the content that the run has read.
+        Where that directory and the one beside the moved run both have it, the first with the content that the run has read.
         """
         directories = [Path(self.directory)]
         if self.from_run is not None:
             directories.append(Path(os.path.normpath(folder.resolve() / self.from_run)))
-        found = {
-            directory: identifier if directory == Path.cwd() else str(directory / identifier)
-            for directory in directories
+        paths = [
+            identifier if directory == Path.cwd() else str(directory / identifier)
+            for directory in dict.fromkeys(directories)
             if leads_from(directory, identifier)
-        }
-        paths = list(found.values())
+        ]
         unchanged = [path for path in paths if self._is_unchanged(identifier, path)] if len(paths) > 1 else []
         return (unchanged or paths or [identifier])[0]
 
