@@ -74,11 +74,12 @@ class MultiTaskTrainer(RoadTrainer):
 
     def active(self, task: Int[Tensor, " rows"]) -> tuple[list[str], list[str]]:
         """For each row the task that is trained, and the tasks whose planes are active, such as "a+b"."""
-        own = [self._tasks[index] for index in task.tolist()]
-        before = len(own) * self.args.process_index  # the rows of other processes, which have the same random numbers
-        drawn = torch.rand(len(own) * self.args.world_size)[before : before + len(own)]
-        with_others = (drawn < self.probability).tolist()
-        return own, [join_names(self._active(name, others)) for name, others in zip(own, with_others, strict=True)]
+        tasks = [self._tasks[index] for index in self.accelerator.gather(task).tolist()]  # every process draws for all rows
+        with_others = (torch.rand(len(tasks)) < self.probability).tolist()
+        active = [join_names(self._active(name, others)) for name, others in zip(tasks, with_others, strict=True)]
+        before = len(task) * self.args.process_index
+        own = slice(before, before + len(task))
+        return tasks[own], active[own]
 
     @property
     def probability(self) -> float:

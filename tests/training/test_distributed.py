@@ -17,6 +17,7 @@ from helpers.cli import run_two_processes
 from helpers.models import tiny_model
 from helpers.recipes import recipe_for
 from road_interp.errors import InputError
+from road_interp.recipes.loader import load_recipe
 from road_interp.runs.run import Run
 from road_interp.training.api import train
 from road_interp.training.arguments import training_arguments
@@ -37,15 +38,21 @@ def trained_by_two(workplace, alone, out, *overrides):
     return Run.load(out), printed
 
 
+def without_dropout(workplace):
+    """The folder of a tiny BERT whose processes draw no masks of their own."""
+    folder = workplace / "no-dropout"
+    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    tiny_model("Bert", vocab_size=30, initializer_range=0.3, **rates).save_pretrained(folder)
+    for file in (workplace / "model").glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("overrides", [(), ("model.shard=true",)], ids=["whole blocks", "sharded blocks"])
 def test_two_processes_give_the_result_of_one(workplace, tmp_path, overrides):
-    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # each process would draw its own
-    tiny_model("Bert", vocab_size=30, initializer_range=0.3, **no_dropout).save_pretrained(workplace / "no-dropout")
-    for file in (workplace / "model").glob("tokenizer*"):
-        (workplace / "no-dropout" / file.name).write_bytes(file.read_bytes())
     # The 120 training examples fill batches of 24; the 40 test examples do not.
-    small = [f"model.id={workplace / 'no-dropout'}", "training.batch_size=24", "training.epochs=8"]
+    small = [f"model.id={without_dropout(workplace)}", "training.batch_size=24", "training.epochs=8"]
     alone = train(recipe_for(workplace, *small), tmp_path / "alone", device="cpu", progress=False)
     together, printed = trained_by_two(workplace, alone, tmp_path / "together", *overrides)
     assert printed["test"] == together.metrics["test"]
@@ -57,6 +64,23 @@ def test_two_processes_give_the_result_of_one(workplace, tmp_path, overrides):
         assert together.metrics[split]["accuracy"] == alone.metrics[split]["accuracy"]
         assert together.metrics[split]["loss"] == pytest.approx(alone.metrics[split]["loss"], abs=1e-5)
     assert together.metrics["frozen backbone, trained head"] == alone.metrics["frozen backbone, trained head"]
+
+
+@pytest.mark.processes
+def test_two_processes_activate_the_sets_of_tasks_that_one_does(workplace, tmp_path):
+    labels = {"id": str(workplace / "data.csv"), "validation_size": 40, "test_size": 40}
+    content = {
+        "kind": "multitask-classification",
+        "model": {"id": str(without_dropout(workplace)), "max_length": 16},
+        "tasks": {name: {"labels": labels} for name in ("a", "b", "c")},
+        "co_activation": 0.5,
+        "training": {"learning_rate": 0.05, "max_steps": 12, "batch_size": 24, "precision": "fp32"},
+    }
+    alone = train(load_recipe(content, ()), tmp_path / "alone", device="cpu", progress=False)
+    together, _ = trained_by_two(workplace, alone, tmp_path / "together")
+    for site in alone.adapter.sites:
+        torch.testing.assert_close(together.adapter.theta[site.name], alone.adapter.theta[site.name], rtol=0, atol=1e-4)
+    assert together.composition.correct == alone.composition.correct
 
 
 @pytest.mark.parametrize("processes", [1, 2])

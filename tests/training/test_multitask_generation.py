@@ -378,7 +378,7 @@ def trainer_of(*tasks, co_activation, warmup=0.0, shared=None):
     """A trainer of 100 steps without model and data, in its first step."""
     trainer = object.__new__(MultiTaskTrainer)
     trainer._tasks, trainer._co_activation, trainer._warmup, trainer._shared = tasks, co_activation, warmup, shared
-    trainer.args = SimpleNamespace(process_index=0, world_size=1)
+    trainer.args, trainer.accelerator = SimpleNamespace(process_index=0), SimpleNamespace(gather=lambda rows: rows)
     trainer.state = SimpleNamespace(global_step=0, max_steps=100)
     return trainer
 
@@ -406,16 +406,21 @@ def test_co_activation_rises_from_0_in_its_warm_up():
 
 
 def test_two_processes_draw_what_one_draws_for_their_rows():
-    trainer = trainer_of("a", "b", co_activation=0.5)
+    """Also of three tasks, where a row whose others are active draws which."""
+    trainer = trainer_of("a", "b", "c", co_activation=0.5)
+    rows = torch.tensor([0, 1, 2, 0] * 4)
 
-    def drawn(rows, process_index, world_size):
-        trainer.args = SimpleNamespace(process_index=process_index, world_size=world_size)
+    def drawn(of_process, process_index):
+        trainer.args, trainer.accelerator.gather = SimpleNamespace(process_index=process_index), lambda _: rows
         torch.manual_seed(0)
-        return trainer.active(torch.zeros(rows, dtype=torch.long))[1]
+        own, active = trainer.active(of_process)
+        assert own == ["abc"[index] for index in of_process.tolist()]
+        return active, torch.get_rng_state()
 
-    first, second = (drawn(8, index, 2) for index in (0, 1))
-    assert first != second
-    assert first + second == drawn(16, 0, 1)
+    (first, state), (second, other) = (drawn(half, index) for index, half in enumerate(rows.split(8)))
+    assert len({*first, *second}) > 4
+    assert first + second == drawn(rows, 0)[0]
+    assert state.equal(other)  # so that they draw alike in the next step, too
 
 
 def test_a_shared_task_is_active_in_every_answer_and_is_not_scored(workplace, tmp_path):
