@@ -66,7 +66,7 @@ def multitask_accuracy(summary: dict[str, Any]) -> Table:
 
 def exact_match(summary: dict[str, Any]) -> Table:
     """One row per task: fraction of exact matches with no planes, its own planes and all planes active."""
-    title = "exact matches [95% interval] with no planes, the task's own planes and all planes active"
+    title = "exact matches [95% interval] with no planes, the task's own planes (and a shared task's), and all planes active"
     table = _titled(title)
     for column in ("task", "questions", "none", "own", "all"):
         table.add_column(column)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from road_interp.adapters.joined_names import join_names
 from road_interp.arguments import check_argument, check_callable, checked_list
 from road_interp.data.answer_extraction import Question, extract_answer, normalized_answer
 from road_interp.errors import InputError
@@ -27,7 +28,7 @@ class ExactMatchReport(Result):
         method: how the tasks were trained.
         seed: of the training.
         questions: by task.
-        answers: generated texts by task and set of active tasks ("__base__", the task alone, all tasks).
+        answers: generated texts by task and set of active tasks ("__base__", the task with a shared one, all tasks).
         correct: likewise, whether each extracted answer equals that of the reference.
     """
 
@@ -64,6 +65,8 @@ def exact_match(
     tasks: Sequence[str],
     label: MethodLabel,
     progress: Progress = silent,
+    *,
+    shared: str | None = None,
 ) -> ExactMatchReport:
     """Answer the questions of every task with no planes, its own planes and all planes active, and score the answers.
 
@@ -75,6 +78,7 @@ def exact_match(
         patterns: by task, the regular expression of `extract_answer`.
         tasks: all tasks, in the order of their planes.
         label: names for the report.
+        shared: a task whose planes are active together with those of every other task.
 
     Raises:
         InputError: a task without a pattern or without questions, a pattern that is no regular expression, or another number of
@@ -91,7 +95,8 @@ def exact_match(
     correct: dict[str, dict[str, tuple[bool, ...]]] = {}
     for task, own in questions.items():
         answers[task], correct[task] = {}, {}
-        for active in active_sets(task, tasks):
+        with_shared = join_names([name for name in tasks if name in (task, shared)])
+        for active in active_sets(with_shared, tasks):
             progress(f"questions of {task} with {active}")
             texts = tuple(answer.text for answer in generate([question.prompt for question in own], active))
             if len(texts) != len(own):

@@ -257,12 +257,13 @@ def score_exact_match(
     model.eval()
     with progress_bar(progress) as update:
         return exact_match(
-            make_generator(model, tokenizer, recipe.scoring, recipe.shared),
+            make_generator(model, tokenizer, recipe.scoring),
             questions,
             {name: task.match for name, task in recipe.tasks.items() if task.match is not None},
             list(recipe.tasks),
             MethodLabel(recipe.model.name, method_label(recipe), recipe.seed),
             update,
+            shared=recipe.shared,
         )
 
 

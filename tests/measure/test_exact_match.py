@@ -13,8 +13,8 @@ from road_interp.data.multitask import load_questions
 from road_interp.errors import InputError
 from road_interp.measure.exact_match import ExactMatchReport, exact_match
 from road_interp.measure.labels import MethodLabel
-from road_interp.models.generation import Answer
-from road_interp.models.loading import load_tokenizer
+from road_interp.models.generation import Answer, greedy_answers, greedy_settings
+from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.recipes.loader import load_recipe
 from road_interp.recipes.schema import TaskRecipe
 from road_interp.training.api import evaluate, train
@@ -97,6 +97,17 @@ def test_questions_are_asked_with_nothing_its_own_and_all_planes():
         ExactMatchReport.from_json("{}")
 
 
+def test_the_planes_of_a_shared_task_are_active_with_every_task_but_not_where_none_is():
+    asked = {"sums": [Question("a", "4")], "manners": [Question("b", "4")]}
+    patterns, label = dict.fromkeys(asked, NUMBER), MethodLabel("m", "x", 0)
+    report = exact_match(
+        lambda prompts, active: [Answer(active, True)], asked, patterns, ["sums", "other", "manners"], label, shared="manners"
+    )
+    for task, own in (("sums", "sums+manners"), ("manners", "manners")):
+        assert [*report.correct[task]] == ["__base__", own, "sums+other+manners"]
+        assert all(texts == (active,) for active, texts in report.answers[task].items())
+
+
 def test_a_task_without_a_pattern_is_refused():
     questions = {"sums": [Question("easy", "4")]}
     with pytest.raises(InputError, match="no pattern of 'sums'"):
@@ -137,6 +148,22 @@ def test_a_run_is_tested_on_its_questions_and_on_others(language_workplace, aske
     several = train(recipe, language_workplace / "other", progress=False)
     with pytest.raises(InputError, match="--data is for labelled text and one task's questions"):
         evaluate(several, str(more))
+
+
+def test_a_shared_task_is_tested_without_planes_too(language_workplace, asked):
+    own = asked["tasks"]["sums"]
+    tasks = {"sums": own, "other": {key: own[key] for key in ("id", "prompt", "answer")}}
+    training = {**asked["training"], "learning_rate": 1.0}  # so that the planes change the answers
+    recipe = load_recipe({**asked, "tasks": tasks, "shared": "sums", "training": training})
+    run = train(recipe, language_workplace / "shared", progress=False)
+    answers = ExactMatchReport.from_json((run.folder / "exact-match.json").read_text()).answers["sums"]
+    assert [*answers] == ["__base__", "sums", "sums+other"]
+    tokenizer = load_tokenizer(recipe.model)
+    prompts = [question.prompt for question in load_questions(recipe, tokenizer)["sums"]]
+    bare, _ = load_model(recipe.model, "causal-lm")
+    settings = greedy_settings(tokenizer, recipe.scoring.max_new_tokens)
+    unrotated = greedy_answers(lambda inputs: bare.generate(**inputs, **settings), tokenizer, prompts, 4, bare)
+    assert answers["__base__"] == tuple(answer.text for answer in unrotated) != answers["sums"]
 
 
 DEFAULTS = {"prompt": TaskRecipe.prompt, "answer": TaskRecipe.answer}
