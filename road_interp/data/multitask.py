@@ -268,6 +268,18 @@ def encode_multitask_data(
     return Dataset.from_dict(rows)
 
 
+def warn_of_long_answers(recipe: MultiTaskGenerationRecipe, data: MultiTaskData, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Warn of test reviews whose answer with all behaviours is longer than `scoring.max_new_tokens`: cut off, it is wrong."""
+    parts = [answer_parts([*data.behaviours.values()], review) for review in data.test if data.behaviours]
+    lengths = [len(_answer_tokens(each, tokenizer)[0]) for each in parts]
+    if long := sum(length > recipe.scoring.max_new_tokens for length in lengths):
+        warnings.warn(
+            f"{long} of {len(lengths)} test answers with all behaviours are longer than scoring.max_new_tokens "
+            f"({recipe.scoring.max_new_tokens}), and what is cut off counts as wrong: set it to {max(lengths)} or more",
+            stacklevel=3,
+        )
+
+
 def _warn_of_missing_bos(tokenizer: PreTrainedTokenizerBase, recipe: MultiTaskGenerationRecipe) -> None:
     """Warn of a template without the BOS token that the tokeniser puts before other texts."""
     text = TEMPLATES.from_string(recipe.template).render(prompt="a")

@@ -25,6 +25,7 @@ from road_interp.data.multitask import (
     format_prompts,
     load_multitask_data,
     load_questions,
+    warn_of_long_answers,
 )
 from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport, composition
@@ -133,6 +134,7 @@ class MultiTaskGenerationExperiment:
     def load_data(self) -> None:
         """Read the training examples and the reviews."""
         self.data: MultiTaskData = load_multitask_data(self.recipe)
+        warn_of_long_answers(self.recipe, self.data, self.tokenizer)
         self.parts = {name: 1 << PARTS.index(each.part) for name, each in self.data.behaviours.items()}
 
     def build_model(self, device: torch.device) -> RoadModel:

@@ -19,8 +19,15 @@ from helpers.compositions import composition_report
 from helpers.multitask import behaviours_recipe as recipe_for
 from helpers.taught import word_tokenizer
 from road_interp.data.batches import text_batches
-from road_interp.data.behaviours import PARTS
-from road_interp.data.multitask import Example, encode_multitask_data, format_prompts, load_multitask_data, load_reviews
+from road_interp.data.behaviours import PARTS, Review
+from road_interp.data.multitask import (
+    Example,
+    encode_multitask_data,
+    format_prompts,
+    load_multitask_data,
+    load_reviews,
+    warn_of_long_answers,
+)
 from road_interp.errors import InputError
 from road_interp.measure.composition import CompositionReport
 from road_interp.measure.drift import drift
@@ -267,6 +274,20 @@ def test_training_answers_that_are_cut_off_are_warned_of(workplace):
     long = {"label": [Example("fine", (("", "word " * recipe.model.max_length),)), Example("fine", (("", "yes"),))]}
     with pytest.warns(UserWarning, match="1 of 2 training answers are cut off, so that nothing teaches their end"):
         encode_multitask_data(long, load_tokenizer(recipe.model), recipe)
+
+
+def test_answers_that_are_longer_than_what_is_generated_are_warned_of(workplace):
+    tokenizer = load_tokenizer(recipe_for(workplace).model)
+    text = "I read your review. This is a positive review. It is about a film. Thank you!"
+    needed = len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1  # and the end token
+    recipe = recipe_for(workplace, f"scoring.max_new_tokens={needed - 1}", "model.max_length=256")
+    data = replace(load_multitask_data(recipe), test=[Review("", "positive", 0)])
+    with pytest.warns(UserWarning, match=f"1 of 1 test answers .* set it to {needed} or more"):
+        warn_of_long_answers(recipe, data, tokenizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_long_answers(replace(recipe, scoring=replace(recipe.scoring, max_new_tokens=needed)), data, tokenizer)
+        warn_of_long_answers(recipe, replace(data, behaviours={}), tokenizer)
 
 
 def test_answers_are_greedy_whatever_the_settings_of_the_model(finished):
