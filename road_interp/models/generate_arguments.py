@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
 
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError
@@ -156,3 +157,14 @@ def compiles_generation(model: PreTrainedModel, inputs: Mapping[str, Any]) -> bo
     caches = [each for each in inputs.values() if isinstance(each, Cache) and type(each) is not DynamicCache]
     is_static = wants_static or any(each.is_compileable for each in caches)
     return is_static and (is_asked or model.device.type in COMPILING_DEVICES)
+
+
+def runs_in_generate() -> bool:
+    """Whether a `generate` of transformers runs this code."""
+    code = inspect.unwrap(GenerationMixin.generate).__code__
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        if frame.f_code is code:
+            return True
+        frame = frame.f_back
+    return False

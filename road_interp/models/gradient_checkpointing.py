@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from torch.utils.checkpoint import CheckpointFunction
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointFunction, checkpoint
 from transformers import PreTrainedModel
 
 REENTRANT = (
@@ -29,5 +31,20 @@ def is_reentrant() -> bool:
     while frame.f_back is not None:
         if frame.f_code is CheckpointFunction.forward.__code__:
             return True
+        frame = frame.f_back
+    return False
+
+
+def is_recomputed(model: nn.Module) -> bool:
+    """Whether this code runs in torch's non-reentrant checkpoint of a part of the model: backward computes the part again."""
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if hooks is not None and hooks(False) is None:  # a checkpoint has such hooks
+        return False
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        if frame.f_code is checkpoint.__code__:
+            return True
+        if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is model:
+            return False
         frame = frame.f_back
     return False

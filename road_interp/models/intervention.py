@@ -87,8 +87,9 @@ class RoadIntervention(
         Site("intervention", width).check_group_size(group_size)
         size = plane_maps.num_parameters(width, variant)
         self.variant, self.group_size, self.output_slice = variant, group_size, output_slice
-        self.theta = nn.Parameter(torch.zeros(size, dtype=torch.float32))
-        self.alpha = nn.Parameter(torch.ones(size, dtype=torch.float32))
+        with torch.inference_mode(False):  # parameters that are made in inference mode can never be trained
+            self.theta = nn.Parameter(torch.zeros(size, dtype=torch.float32))
+            self.alpha = nn.Parameter(torch.ones(size, dtype=torch.float32))
         self._planes = width // 2
         self.register_buffer("subspace_planes", self._subspace_planes())
         form = [

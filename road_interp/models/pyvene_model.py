@@ -44,9 +44,11 @@ class PyveneModel(pyvene.IntervenableModel):
 
     def __init__(self, config: Any, base_model: PreTrainedModel) -> None:
         self._own_handles: list[Any] = []
-        is_training = base_model.training
+        modes = [(module, module.training) for module in base_model.modules()]
         super().__init__(config, base_model)  # which sets the base model to evaluation mode, and not itself
-        self.train(is_training)
+        self.train(modes[0][1])
+        for module, mode in modes:
+            module.training = mode
 
     @property
     def hf_device_map(self) -> dict[str, Any]:

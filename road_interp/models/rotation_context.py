@@ -11,15 +11,23 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from road_interp.errors import InputError
 from road_interp.models.attached_guard import guarded
 from road_interp.models.coefficients import Coefficients
 from road_interp.models.compatibility import check_rotated_once
-from road_interp.models.forward_wrapper import CallScope, OutputTransform, Wrappers, is_backward, overwritable, wrap_forward
-from road_interp.models.generate_arguments import arguments_of_generate, check_generation, compiles_generation
-from road_interp.models.gradient_checkpointing import RECOMPUTED, REENTRANT, checkpoints_gradients, is_reentrant
+from road_interp.models.forward_wrapper import (
+    CallScope,
+    OutputTransform,
+    Wrappers,
+    is_backward,
+    is_put_back,
+    overwritable,
+    wrap_forward,
+)
+from road_interp.models.generate_arguments import arguments_of_generate, check_generation, compiles_generation, runs_in_generate
+from road_interp.models.gradient_checkpointing import RECOMPUTED, REENTRANT, checkpoints_gradients, is_recomputed, is_reentrant
 from road_interp.models.head_inputs import contiguous_head_inputs
 from road_interp.models.intervention import apply_to_slice
 from road_interp.models.model_families import CHANGES_OUTPUTS, STREAMS_FIRST, has_choices, model_types
@@ -40,6 +48,7 @@ from road_interp.models.row_sites import (
 )
 from road_interp.models.token_selection import (
     EVERY_TOKEN,
+    STATES,
     CheckpointedSelections,
     Selection,
     check_prompt_and_cache,
@@ -92,6 +101,7 @@ class RotationContext:
         self._scope = CallScope(shared=self._is_attached)
         self._maps: RowMaps | None = None  # the maps of the last pass in any thread
         self._last = EVERY_TOKEN  # the selection of the last pass in any thread
+        self._open_passes = 0  # in any thread: compiled code cannot tell threads apart
         self._thread = InThread()
         self._checkpointed = CheckpointedSelections(positions)
         types = model_types(model)
@@ -119,8 +129,9 @@ class RotationContext:
                 check_rotated_once(site.module, module)
                 make = partial(self._wrappers.of, site.module)
                 undo.callback(wrap_forward(module, self._transform(index, site, module), self._scope, make))
-            modules = [self._model.get_submodule(site.module) for site in self._coefficients.sites]
-            if self._is_attached or torch.is_grad_enabled() or any(module.training for module in modules):
+            modules = {site.module: self._model.get_submodule(site.module) for site in self._coefficients.sites}
+            self._wrapped = [(path, module, module.forward) for path, module in modules.items()] if self._is_attached else []
+            if self._is_attached or torch.is_grad_enabled() or any(module.training for module in modules.values()):
                 undo.enter_context(read_weights_watched(self._model, self._coefficients.sites, lambda: self.is_active))
             undo.enter_context(self._scope)
             self._views = self._read_views()
@@ -133,7 +144,10 @@ class RotationContext:
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._context.is_ready = not self._is_attached
+        replaced = self._replaced() if kind is None else None
         self._undo.close()
+        if replaced is not None:
+            warnings.warn(f"{replaced}; what was called since then was not rotated there", stacklevel=5)
         is_known = self._is_attached or self._rotated_any or self._context.compiles
         if kind is None and not is_known and not _has_compiled_code(self._model):
             first = self._coefficients.sites[0].module
@@ -142,6 +156,10 @@ class RotationContext:
     def __deepcopy__(self, memo: dict[int, Any]) -> RotationContext:
         """A copy of the model would hold the hooks of this context without an end: raises InputError."""
         raise InputError(f"a model cannot be copied during {self._context.name}: copy it after its end")
+
+    def __reduce__(self) -> Any:
+        """A file of the model would hold the hooks of this context: raises InputError."""
+        raise InputError(f"a model cannot be pickled during {self._context.name}: save it after its end")
 
     @contextmanager
     def _own_call(self) -> Iterator[None]:
@@ -193,10 +211,12 @@ class RotationContext:
 
     def _begin_pass(self, *module_and_inputs: Any) -> None:
         """Before all other hooks, which may raise: a pass inside a pass has tokens of its own."""
+        self._open_passes += 1
         if not torch.compiler.is_compiling() and self.is_active:
             self._thread.outer = (*self._thread.outer, self._thread.current)
 
     def _end_pass(self, *inputs_and_output: Any) -> None:
+        self._open_passes -= 1
         if not torch.compiler.is_compiling() and self.is_active:
             *outer, self._thread.current = self._thread.outer or (Pass(),)  # none if another thread attached during the pass
             self._thread.outer = tuple(outer)
@@ -223,21 +243,44 @@ class RotationContext:
                 kind = type(module).__name__
                 raise InputError(f"positions {self._positions!r}: {kind} does not name its inputs: give them by name")
             prompt = self._thread.prompt if self._prompt is None else self._prompt
+            self._check_part(inputs)
             selection = self._last = select_tokens(self._model, self._positions, prompt, inputs)
             self._thread.current = self._thread.current._replace(selection=selection)
             if torch.is_grad_enabled() and checkpoints_gradients(self._model):
                 self._checkpointed.add(selection)
 
+    def _check_part(self, inputs: Mapping[str, Any]) -> None:
+        """Raise InputError for a part of a model in a `generate` without a cache: each pass would count as a prompt."""
+        is_part = self._is_attached and not hasattr(self._model, "generate") and not torch.compiler.is_compiling()
+        has_states = any(isinstance(value, Cache) or (name in STATES and value is not None) for name, value in inputs.items())
+        if is_part and not has_states and runs_in_generate():
+            raise InputError(
+                f"positions {self._positions!r}: {type(self._model).__name__} is generated with and has no cache, so that its "
+                "prompt is not known: generate with use_cache=True, or make the RoadModel of the model that generates"
+            )
+
     def _check_modules(self) -> None:
         """Raise InputError for a module on the way to a site that was replaced since `attached` began, which nothing rotates, or
         that PEFT rotates, too."""
-        for children, name, child in self._links:
+        for _, name, child in self._links:
             check_rotated_once(name, child)
-            if children.get(name) is not child:
-                raise InputError(
-                    f"a module '{name}' was replaced by another one during {self._context.name}, for example by a LoRA, and is "
-                    "not rotated: replace modules before it begins"
-                )
+        if (replaced := self._replaced()) is not None:
+            raise InputError(f"{replaced}, and is not rotated: replace modules and their forward before it begins")
+
+    def _replaced(self) -> str | None:
+        """What was replaced since `attached` began: a module on the way to a site, or the forward of a site's module."""
+        name = next((name for children, name, child in self._links if children.get(name) is not child), None)
+        if name is not None:
+            return f"a module '{name}' was replaced by another one during {self._context.name}, for example by a LoRA"
+        if torch.compiler.is_compiling():
+            return None
+        path = next((path for path, module, wrapper in self._wrapped if is_put_back(module, wrapper)), None)
+        return None if path is None else f"the forward of '{path}' was replaced during {self._context.name}"
+
+    def _check_place(self, site: Site, module: nn.Module) -> None:
+        """Raise InputError for the module of a site that is called by itself and is now inside another one, as a LoRA's is."""
+        if self._model.get_submodule(site.module) is not module:
+            self._check_modules()
 
     def _check_differentiable(self, index: int) -> None:
         """Raise InputError where a pass that has gradients computes a site without one, as a reentrant checkpoint does."""
@@ -313,10 +356,10 @@ class RotationContext:
 
     def _tokens(self, site: Site, tracing: bool) -> Selection:
         """The tokens that the current pass rotates. The backward pass may run in a thread of its own, without a forward pass."""
+        if self._open_passes == 0 if tracing else self._is_outside():
+            raise InputError(self._why_outside(site))
         if tracing:
             return self._last
-        if self._is_outside():
-            raise InputError(self._why_outside(site))
         recomputed = self._checkpointed.in_backward() if is_backward() else None
         return recomputed or self._thread.current.selection or self._last
 
@@ -343,10 +386,14 @@ class RotationContext:
         always = self._positions == "all"
 
         def rotate(output: Any, tracing: bool) -> Any:
-            if not tracing:
+            if not self._is_attached:
                 self._rotated_any = True
             if not tracing and not torch.is_grad_enabled() and self._thread.current.trains:
                 self._check_differentiable(index)
+            if not tracing and not self._is_attached and torch.is_grad_enabled() and is_recomputed(self._model):
+                raise InputError(RECOMPUTED)
+            if not tracing and self._is_attached and self._is_outside():
+                self._check_place(site, module)
             selection = EVERY_TOKEN if always else self._tokens(site, tracing)
             if not selection.rotates:
                 return output
@@ -370,6 +417,8 @@ class RotationContext:
         if tracing:
             if self._rows > 1 and self._has_streams and hidden.ndim > 3:
                 _check_first_axis(hidden, site, self._rows, 0)
+            if self._rows > 1 and hidden.ndim > 2 and self._is_attached and self._open_passes == 0:
+                check_rows(self._rows, hidden.shape[0])
             entries = self._entries(index)
             entries = entries if entries.d0.ndim == 1 else entries.repeat_rows(checked_batch(len(entries.d0), hidden, site))
             rotated = _apply_entries(entries, hidden, group_size, site)
@@ -437,7 +486,8 @@ def links_to(model: nn.Module, paths: Iterable[str]) -> list[tuple[dict[str, nn.
         module = model
         for name in path.split("."):
             children, module = module._modules, module.get_submodule(name)
-            found[id(children), name] = children, name, module
+            if name in children:  # a compiled or checkpointed part passes its attributes on
+                found[id(children), name] = children, name, module
     return list(found.values())
 
 

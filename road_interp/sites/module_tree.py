@@ -227,6 +227,8 @@ def refuse_shared(model: PreTrainedModel, paths: Iterable[str]) -> None:
     modules = {id(model.get_submodule(path)): path for path in paths}
     for path, module in model.named_modules(remove_duplicate=False):
         if (site := modules.get(id(module), path)) != path:
+            if "_orig_mod" in path:
+                raise InputError(f"'{path}' is in a part that torch.compile wraps: compile it with `part.compile()` instead")
             raise InputError(
                 f"'{site}' is the same module as '{path}': a rotation would act at both. Give each place a module of its own, "
                 "such as copy.deepcopy(module)"

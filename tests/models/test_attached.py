@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -12,7 +13,11 @@ from functools import partial
 import pytest
 import torch
 import transformers
+from accelerate.hooks import ModelHook, add_hook_to_module
+from peft import LoraConfig, get_peft_model
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.utils.checkpoint import checkpoint
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from helpers.models import random_adapter, tiny_model, token_batch
 from helpers.road_models import GREEDY, bank_model, road_model, through_pyvene, untouched
@@ -447,3 +452,127 @@ def test_the_open_context_that_is_shared_is_found():
     assert shared_context(model.model) is None
     with opened(model.model, "a call", "call"):
         assert shared_context(model.model) is None
+
+
+@pytest.mark.parametrize("patched", ["by accelerate", "by hand"])
+def test_a_forward_that_is_put_back_is_told(patched):
+    model, batch = road_model(target_modules="q_proj"), token_batch()
+    layer = model.model.model.layers[0].self_attn.q_proj
+    original = layer.forward
+    if patched == "by accelerate":
+        add_hook_to_module(layer, ModelHook())
+    else:
+        layer.forward = lambda states: original(states)
+    rotated = model(base=batch)[1].logits
+    with model.attached() as base:
+        if patched == "by hand":
+            add_hook_to_module(layer, ModelHook())  # around the rotation
+            torch.testing.assert_close(base(**batch).logits, rotated)
+        layer.forward = original
+        for call in (lambda: base(**batch), lambda: model(base=batch)):
+            with pytest.raises(InputError, match=r"the forward of '.*q_proj' was replaced during attached\(\)"):
+                call()
+        add_hook_to_module(layer, ModelHook())  # accelerate's own forward has the rotation only in the second case
+        if patched == "by hand":
+            torch.testing.assert_close(base(**batch).logits, rotated)
+        else:
+            with pytest.raises(InputError, match=r"the forward of '.*q_proj' was replaced during attached\(\)"):
+                base(**batch)
+
+
+def test_modules_that_are_replaced_are_told_where_a_part_is_called():
+    model, batch = road_model(target_modules="q_proj"), token_batch()
+    with model.attached() as base:
+        get_peft_model(base, LoraConfig(target_modules=["q_proj"]))
+        with pytest.raises(InputError, match="a module 'q_proj' was replaced by another one during attached"):
+            base.model(**batch)
+        get_peft_model(base, LoraConfig(target_modules=["q_proj"])).unload()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with model.attached() as base:
+            attention = base.model.layers[0].self_attn
+            attention.q_proj = copy.deepcopy(attention.q_proj)
+    assert ["what was called since then was not rotated there" in str(each.message) for each in told] == [True]
+
+
+def test_checkpoints_around_blocks_are_refused_in_a_call_with_frozen_rotations():
+    """They compute the blocks again in backward, when the rotations have ended: gradients of other weights were wrong."""
+    model, batch = road_model(target_modules="q_proj"), {**token_batch(), "use_cache": False}
+    model.requires_grad_(False)
+    for block in model.model.model.layers:
+        block.mlp.requires_grad_(True)
+
+    def gradients(call):
+        model.zero_grad()
+        call().logits.square().sum().backward()
+        return [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+
+    def attached():
+        with model.attached() as base:
+            base(**batch).logits.square().sum().backward()
+        return [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+
+    embeds = model.model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_(True)
+    whole = partial(checkpoint, lambda states: model({**batch, "input_ids": None, "inputs_embeds": states})[1], embeds)
+    expected = gradients(lambda: model(base=batch)[1])
+    for gradient, own in zip(gradients(partial(whole, use_reentrant=False)), expected, strict=True):
+        torch.testing.assert_close(gradient, own)  # the whole call is computed again
+    apply_activation_checkpointing(model.model, check_fn=lambda module: isinstance(module, LlamaDecoderLayer))
+    with pytest.raises(InputError, match="train inside `with model.attached"):
+        model(base=batch)
+    model.zero_grad()
+    for gradient, own in zip(attached(), expected, strict=True):
+        torch.testing.assert_close(gradient, own)
+
+
+def test_a_part_is_not_generated_with_without_a_cache():
+    """Every pass has an empty cache then, and "last" was another token in each."""
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    part = RoadModel(base.model, random_adapter(find_sites(base.model, "block-output")), positions="last")
+    whole = RoadModel(base, random_adapter(find_sites(base, "block-output")), positions="last")
+    expected = whole.generate(batch, **GREEDY)[1]
+    with part.attached():
+        assert torch.equal(base.generate(**batch, **GREEDY), expected)
+        with pytest.raises(InputError, match="LlamaModel is generated with and has no cache"):
+            base.generate(**batch, **GREEDY, use_cache=False)
+        base.model(**batch, use_cache=False)
+
+
+def test_modes_of_parts_are_kept():
+    base = tiny_model("Llama", "causal-lm").train()
+    base.model.layers[0].eval()
+    modes = [module.training for module in base.modules()]
+    model = RoadModel(base, random_adapter(find_sites(base, "q_proj")))
+    assert [module.training for module in base.modules()] == modes
+    assert all(module.training for module in model.interventions.values())
+
+
+def test_a_model_is_not_pickled_while_it_is_rotated(tmp_path):
+    model = road_model()
+    with model.attached() as base, pytest.raises(InputError, match="cannot be pickled during attached"):
+        torch.save(base, tmp_path / "model.pt")
+    torch.save(model.model, tmp_path / "model.pt")
+
+
+def test_a_model_that_is_made_in_inference_mode_is_trained():
+    base, batch = tiny_model("Llama", "causal-lm"), token_batch()
+    adapter = random_adapter(find_sites(base, "q_proj"))
+    with torch.inference_mode():
+        made = RoadModel(base, adapter)
+    gradients = []
+    for model in (made, RoadModel(base, adapter)):
+        model(base=batch)[1].logits.square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.interventions.parameters()])
+    for gradient, own in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, own)
+
+
+@torch.no_grad()
+def test_compiled_parts_are_found_and_named():
+    model, batch = road_model(target_modules="q_proj"), token_batch()
+    expected = model(base=batch)[1].logits
+    model.model.model = torch.compile(model.model.model, backend="eager")
+    with model.attached() as base:
+        torch.testing.assert_close(base(**batch).logits, expected)
+    with pytest.raises(InputError, match="in a part that torch.compile wraps"):
+        RoadModel(model.model, model.adapter)

@@ -126,6 +126,22 @@ def test_compiled_beams_have_the_adapter_of_their_row():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("part", ["model", "forward"])
+def test_compiled_parts_refuse_what_they_refuse_without_compiling(part):
+    """The hook of the model does not run there: "last" was every token, or that of the pass before."""
+    model, batch = road_model(positions="last"), token_batch()
+    with model.attached() as base:
+        compiled = torch.compile(getattr(base, part), backend="aot_eager")
+        for before in (lambda: None, lambda: base(**batch)):
+            before()
+            with pytest.raises(InputError, match="is called by itself: positions 'last' are found in the inputs of LlamaForC"):
+                compiled(**batch)
+    banked = bank_model(target_modules="block-output")
+    with banked.attached(["a", "b"]) as base, pytest.raises(InputError, match="2 names for a batch of 4 rows"):
+        torch.compile(getattr(base, part), backend="aot_eager")(**token_batch(4))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("rows", [1, 4])
 def test_compiled_code_refuses_other_rows_than_names(rows):
     model = bank_model(target_modules="block-output")
