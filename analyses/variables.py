@@ -71,7 +71,7 @@ LAYERS = {identity: layer for identity, layer, _ in MODELS.values()}
 NOUNS = "number-gender"
 ENTITIES = {NOUNS: ("number", "gender"), "city": ("Country", "Continent"), "physical_object": ("Category", "Size")}
 ROTATIONS = (STACKED, DEEP, PLANES, FROM_COMPONENTS)
-FEWER = (STACKED, DEEP, SHARED, SEPARATE)  # of Gemma-3-270M, whose trainings are slow, but for the cities with 16 coordinates
+FEWER = (STACKED, DEEP, SHARED, SEPARATE)  # of Gemma-3-270M's cities, whose trainings are slow, but with 16 coordinates
 COMPARED = [
     *((each, SHARED) for each in (*ROTATIONS, MASKED_BASIS, *WHITENED, *BOUNDLESS)),
     (DEEP, SEPARATE),
@@ -127,8 +127,14 @@ CHOSEN: Mapping[tuple[str, str], Mapping[str, float]] = {  # by model and entiti
     (GEMMA, "physical_object"): {
         STACKED: 1e-1,
         DEEP: 2e-2,
+        PLANES: 2e-2,
+        FROM_COMPONENTS: 1e-1,
         SHARED: 3e-3,
         SEPARATE: 3e-3,
+        "masked neurons": 1e-1,
+        "masked components": 2e-2,
+        MASKED_BASIS: 3e-3,
+        "masked RoAd planes": 2e-2,
         BOUNDLESS_DAS: 2e-2,
         BOUNDLESS_DEEP: 2e-2,
     },
@@ -438,7 +444,7 @@ def condition(model: str, entities: str, coordinates: int, rates: bool) -> Condi
     chosen = [f"variables=[{', '.join(variables)}]", f"coordinates={coordinates}"]
     if rates:
         chosen.append(f"rates={list(RATES)}")
-    if identity == GEMMA and (entities, coordinates) != ("city", SHOWN):
+    if (identity, entities) == (GEMMA, "city") and coordinates != SHOWN:
         chosen.append(f"methods={json.dumps(FEWER)}")
     name = f"{model}, {entities}, {coordinates} coordinates per variable"
     return Condition(name, (*places, *chosen), requires=() if entities == NOUNS else ("ravel",))
@@ -459,7 +465,7 @@ VARIABLES = Study(
     question="Can one rotation hold several variables in disjoint coordinates as well as a trained low-rank subspace does?",
     caveat=(
         "Small models, one block each, one to three seeds, and learning rates chosen with 16 coordinates. Gemma-3-270M was not "
-        "tested on nouns, and with all methods on its cities with 16 only. Comparisons are not corrected for their number, and "
+        "tested on nouns, and with four methods on its cities but with 16. Comparisons are not corrected for their number, and "
         "that two methods are not told apart does not make them equal."
     ),
     conditions={
