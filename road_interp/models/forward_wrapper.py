@@ -131,7 +131,7 @@ def original_forward(module: nn.Module) -> Any:
     return forward.replaced if isinstance(forward, ForwardWrapper) else forward
 
 
-def is_put_back(module: nn.Module, wrapper: ForwardWrapper) -> bool:
+def is_put_back(module: nn.Module, wrapper: Any) -> bool:
     """Whether a module's forward is one that does not reach the wrapper: the one before it, or that of the class.
 
     One that another library has put around it may reach it; of accelerate's it is known what it calls.
