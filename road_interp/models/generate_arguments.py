@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin,
 
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError
+from road_interp.models.call_stack import runs_inside
 from road_interp.sites.positions import Positions
 
 COMPILING_DEVICES = ("cuda", "xpu", "neuron", "tpu")  # on which transformers compiles without being asked
@@ -161,10 +161,4 @@ def compiles_generation(model: PreTrainedModel, inputs: Mapping[str, Any]) -> bo
 
 def runs_in_generate() -> bool:
     """Whether a `generate` of transformers runs this code."""
-    code = inspect.unwrap(GenerationMixin.generate).__code__
-    frame = sys._getframe()
-    while frame.f_back is not None:
-        if frame.f_code is code:
-            return True
-        frame = frame.f_back
-    return False
+    return runs_inside(inspect.unwrap(GenerationMixin.generate).__code__)

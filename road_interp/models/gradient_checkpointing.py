@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointFunction, checkpoint
 from transformers import PreTrainedModel
+
+from road_interp.models.call_stack import callers, runs_inside
 
 REENTRANT = (
     "reentrant gradient checkpointing cannot train rotations: its blocks share the plane maps of the pass, whose graph the first "
@@ -27,12 +27,7 @@ def checkpoints_gradients(model: PreTrainedModel) -> bool:
 
 def is_reentrant() -> bool:
     """Whether torch's reentrant gradient checkpointing runs this code for the first time, without gradients."""
-    frame = sys._getframe()
-    while frame.f_back is not None:
-        if frame.f_code is CheckpointFunction.forward.__code__:
-            return True
-        frame = frame.f_back
-    return False
+    return runs_inside(CheckpointFunction.forward.__code__)
 
 
 def is_recomputed(model: nn.Module) -> bool:
@@ -40,11 +35,9 @@ def is_recomputed(model: nn.Module) -> bool:
     hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     if hooks is not None and hooks(False) is None:  # a checkpoint has such hooks
         return False
-    frame = sys._getframe()
-    while frame.f_back is not None:
+    for frame in callers():
         if frame.f_code is checkpoint.__code__:
             return True
         if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is model:
             return False
-        frame = frame.f_back
     return False

@@ -216,7 +216,7 @@ class RotationContext:
             self._thread.outer = (*self._thread.outer, self._thread.current)
 
     def _end_pass(self, *inputs_and_output: Any) -> None:
-        self._open_passes -= 1
+        self._open_passes = max(0, self._open_passes - 1)  # 0 if another thread attached during the pass
         if not torch.compiler.is_compiling() and self.is_active:
             *outer, self._thread.current = self._thread.outer or (Pass(),)  # none if another thread attached during the pass
             self._thread.outer = tuple(outer)
