@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -37,8 +39,12 @@ def main_of(study: Study) -> None:
 def main() -> None:
     """Run the command line. Wrong input prints one line and exits with code 2, a failed run with code 1.
 
-    It prints UTF-8, also into a pipe of Windows, whose encoding does not have every text.
+    It prints UTF-8, also into a pipe of Windows, whose encoding does not have every text. A path behind `NAME=` may begin with
+    `~/`, which shells leave as it is there.
     """
+    sys.argv[1:] = [
+        re.sub(r"^([\w.-]+=)(~(?:/.*)?)$", lambda found: found[1] + os.path.expanduser(found[2]), each) for each in sys.argv[1:]
+    ]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
             stream.reconfigure(encoding="utf-8")

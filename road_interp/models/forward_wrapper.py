@@ -131,22 +131,6 @@ def original_forward(module: nn.Module) -> Any:
     return forward.replaced if isinstance(forward, ForwardWrapper) else forward
 
 
-def is_put_back(module: nn.Module, wrapper: Any) -> bool:
-    """Whether a module's forward is one that does not reach the wrapper: the one before it, or that of the class.
-
-    One that another library has put around it may reach it; of accelerate's it is known what it calls.
-    """
-
-    def is_known(forward: Any) -> bool:
-        return forward is None or forward is wrapper.replaced or getattr(forward, "__func__", None) is type(module).forward
-
-    forward = module.__dict__.get("forward")
-    while isinstance(forward, ForwardWrapper) and forward is not wrapper:
-        forward = forward.replaced
-    inside = module.__dict__.get("_old_forward") if hasattr(module, "_hf_hook") else wrapper
-    return forward is not wrapper and (is_known(forward) or (inside is not wrapper and is_known(inside)))
-
-
 class Wrappers(dict[str, "ForwardWrapper"]):
     """The wrappers that a model's sites had last, by module path: a compiled model stays valid while it finds the same ones."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial, wraps
 from typing import Any
@@ -22,7 +22,6 @@ from road_interp.models.forward_wrapper import (
     OutputTransform,
     Wrappers,
     is_backward,
-    is_put_back,
     overwritable,
     wrap_forward,
 )
@@ -46,6 +45,7 @@ from road_interp.models.row_sites import (
     tokens_first,
     why_rows_are_refused,
 )
+from road_interp.models.site_modules import SiteModules
 from road_interp.models.token_selection import (
     EVERY_TOKEN,
     STATES,
@@ -99,6 +99,7 @@ class RotationContext:
         self._rotated_any = False
         self._is_attached = context.kind == "attached"
         self._scope = CallScope(shared=self._is_attached)
+        self._modules: SiteModules | None = None  # while it is attached
         self._maps: RowMaps | None = None  # the maps of the last pass in any thread
         self._last = EVERY_TOKEN  # the selection of the last pass in any thread
         self._open_passes = 0  # in any thread: compiled code cannot tell threads apart
@@ -123,14 +124,14 @@ class RotationContext:
                 encoder = self._model.get_encoder()
                 undo.callback(encoder.register_forward_pre_hook(self._before_encoder, with_kwargs=True).remove)
                 undo.callback(encoder.register_forward_hook(self._after_encoder, always_call=True).remove)
-            self._links = links_to(self._model, [site.module for site in self._coefficients.sites]) if self._is_attached else []
             for index, site in enumerate(self._coefficients.sites):
                 module = self._model.get_submodule(site.module)
                 check_rotated_once(site.module, module)
                 make = partial(self._wrappers.of, site.module)
                 undo.callback(wrap_forward(module, self._transform(index, site, module), self._scope, make))
             modules = {site.module: self._model.get_submodule(site.module) for site in self._coefficients.sites}
-            self._wrapped = [(path, module, module.forward) for path, module in modules.items()] if self._is_attached else []
+            if self._is_attached:
+                self._modules = undo.enter_context(SiteModules(self._model, modules, self._context.name))
             if self._is_attached or torch.is_grad_enabled() or any(module.training for module in modules.values()):
                 undo.enter_context(read_weights_watched(self._model, self._coefficients.sites, lambda: self.is_active))
             undo.enter_context(self._scope)
@@ -144,7 +145,7 @@ class RotationContext:
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._context.is_ready = not self._is_attached
-        replaced = self._replaced() if kind is None else None
+        replaced = self._modules.replaced() if kind is None and self._modules is not None else None
         self._undo.close()
         if replaced is not None:
             warnings.warn(f"{replaced}; what was called since then was not rotated there", stacklevel=5)
@@ -224,15 +225,15 @@ class RotationContext:
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """torch passes no keyword arguments to a hook that another thread removes while the call begins."""
         inputs = named_inputs(module, args, kwargs or {})
+        if self._modules is not None:
+            self._modules.check()
         if torch.compiler.is_compiling():
-            self._check_modules()
             self._check_sites_by_row(inputs)
             if self._is_attached and not self._thread.generates:
                 check_rows(self._rows, given_rows(inputs))
         elif not self.is_active:
             return
         else:
-            self._check_modules()
             self._read_inputs(1, inputs)
         if self._positions != "all":
             if kwargs is None:
@@ -259,28 +260,10 @@ class RotationContext:
                 "prompt is not known: generate with use_cache=True, or make the RoadModel of the model that generates"
             )
 
-    def _check_modules(self) -> None:
-        """Raise InputError for a module on the way to a site that was replaced since `attached` began, which nothing rotates, or
-        that PEFT rotates, too."""
-        for _, name, child in self._links:
-            check_rotated_once(name, child)
-        if (replaced := self._replaced()) is not None:
-            raise InputError(f"{replaced}, and is not rotated: replace modules and their forward before it begins")
-
-    def _replaced(self) -> str | None:
-        """What was replaced since `attached` began: a module on the way to a site, or the forward of a site's module."""
-        name = next((name for children, name, child in self._links if children.get(name) is not child), None)
-        if name is not None:
-            return f"a module '{name}' was replaced by another one during {self._context.name}, for example by a LoRA"
-        if torch.compiler.is_compiling():
-            return None
-        path = next((path for path, module, wrapper in self._wrapped if is_put_back(module, wrapper)), None)
-        return None if path is None else f"the forward of '{path}' was replaced during {self._context.name}"
-
     def _check_place(self, site: Site, module: nn.Module) -> None:
         """Raise InputError for the module of a site that is called by itself and is now inside another one, as a LoRA's is."""
-        if self._model.get_submodule(site.module) is not module:
-            self._check_modules()
+        if self._modules is not None and self._model.get_submodule(site.module) is not module:
+            self._modules.check()
 
     def _check_differentiable(self, index: int) -> None:
         """Raise InputError where a pass that has gradients computes a site without one, as a reentrant checkpoint does."""
@@ -477,18 +460,6 @@ class RotationContext:
             if behind or hidden.shape[0] != current.shape[0]:
                 _check_first_axis(hidden, site, *current.shape)
         return maps
-
-
-def links_to(model: nn.Module, paths: Iterable[str]) -> list[tuple[dict[str, nn.Module | None], str, nn.Module]]:
-    """All modules on the way from a model to its submodules: the children of its parent, its name among them, and the module."""
-    found: dict[tuple[int, str], tuple[dict[str, nn.Module | None], str, nn.Module]] = {}
-    for path in paths:
-        module = model
-        for name in path.split("."):
-            children, module = module._modules, module.get_submodule(name)
-            if name in children:  # a compiled or checkpointed part passes its attributes on
-                found[id(children), name] = children, name, module
-    return list(found.values())
 
 
 def _rows_and_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[int, int] | None:

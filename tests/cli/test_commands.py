@@ -48,6 +48,19 @@ def test_every_text_can_be_printed_into_a_pipe_of_windows(monkeypatch):
     assert printed.getvalue().decode() == "\u65e5\u672c\n"
 
 
+def test_a_path_behind_an_option_may_begin_at_home(capsys, monkeypatch, tmp_path):
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    random_adapter(find_sites(tiny_model("Bert"), "mlp")).save(tmp_path / "adapter")
+    assert run(capsys, monkeypatch, "compose", "../adapter", "../adapter", "--out=~/product")[0] == 0
+    assert (tmp_path / "product").is_dir()
+    code, _, err = run(capsys, monkeypatch, "train", "sentiment-minilm", "data.id=~/none.csv", "--out=~/run")
+    assert (code, str(tmp_path) in err, "~" in err) == (2, True, False)
+    assert not [*(tmp_path / "here").iterdir()]
+
+
 @pytest.mark.rendered
 def test_train_evaluate_inspect(capsys, monkeypatch, workplace, tmp_path):
     (tmp_path / "small.yaml").write_text(recipe_for(workplace).to_yaml())

@@ -480,6 +480,30 @@ def test_a_forward_that_is_put_back_is_told(patched):
                 base(**batch)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_a_forward_that_is_set_while_it_is_attached_has_to_call_the_one_before_it(positions, grad):
+    model, batch = road_model(target_modules="q_proj"), token_batch()
+    layer, other = (model.model.model.layers[number].self_attn.q_proj for number in (0, 1))
+    rotated = model(base=batch, positions=positions)[1].logits
+    with torch.set_grad_enabled(grad):
+        with model.attached(positions=positions) as base:
+            rotating = layer.forward
+            layer.forward = lambda states: rotating(states)
+            for call in (lambda: base(**batch), lambda: base(**batch)):
+                torch.testing.assert_close(call().logits, rotated)
+            other.forward = lambda states: torch.nn.functional.linear(states, other.weight)
+            for call in (lambda: base(**batch), lambda: model(base=batch), lambda: base.generate(**batch, max_new_tokens=2)):
+                with pytest.raises(InputError, match=r"layers\.1.*' was replaced .* by one that does not call the one before"):
+                    call()
+            other.forward = type(other).forward.__get__(other)
+            with pytest.raises(InputError, match=r"layers\.1.*' was replaced during attached.*, and is not rotated"):
+                base(**batch)
+            del layer.forward, other.forward
+        assert not any((*each._forward_hooks, *each._forward_pre_hooks) for each in (layer, other))
+        torch.testing.assert_close(model(base=batch, positions=positions)[1].logits, rotated)
+
+
 def test_modules_that_are_replaced_are_told_where_a_part_is_called():
     model, batch = road_model(target_modules="q_proj"), token_batch()
     with model.attached() as base:
