@@ -83,7 +83,7 @@ def _costs(report: ThroughputReport) -> list[Cost]:
             ("generate, a strength per row", "strengths", largest, "RoadModel, strengths", other)
             for other in ("RoadModel", "stacked LoRA, strengths")
         ),
-        *((task, task, 8, "RoadModel", "bare") for task in COMPILED),
+        *((task, task, 8, "RoadModel", other) for task in COMPILED for other in ("bare", "stacked LoRA")),
         *(("training step, 4 x 128 tokens", "training step", 4, "RoadModel", other) for other in ("bare", "PEFT RoAd", *LORAS)),
         ("training step, 4 x 128 tokens, no adapter", "training step", 4, "bare", "PEFT RoAd"),
         *lora,

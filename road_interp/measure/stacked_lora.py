@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -43,13 +44,12 @@ class StackedLora:
     @contextmanager
     def per_row(self, rows: int, strengths: Float[Tensor, " rows"] | None = None) -> Iterator[None]:
         """Calls of `model` have the first `rows` adapters, one per row, each at its strength if there are strengths."""
-
-        def product(output: Tensor, states: Tensor, down: Tensor, up: Tensor) -> Tensor:
-            low = torch.bmm(states, down[:rows])
-            return output.baddbmm_(low if strengths is None else low * strengths[:, None, None], up[:rows])
-
-        with self._added(product):
+        with self._added(product_of_rows(rows, strengths)):
             yield
+
+    def keep_per_row(self, rows: int) -> None:
+        """As `per_row`, for good: hooks that are registered again are compiled again."""
+        self._add(product_of_rows(rows))
 
     @contextmanager
     def one_adapter(self) -> Iterator[None]:
@@ -96,15 +96,28 @@ class StackedLora:
 
     @contextmanager
     def _added(self, product: Product) -> Iterator[None]:
-        def hook(down: Tensor, up: Tensor) -> Callable[..., Tensor]:
-            return lambda module, args, output: product(output, args[0], down, up)
-
-        handles = [module.register_forward_hook(hook(*pair)) for module, pair in zip(self._modules, self._pairs, strict=True)]
+        handles = self._add(product)
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _add(self, product: Product) -> list[RemovableHandle]:
+        def hook(down: Tensor, up: Tensor) -> Callable[..., Tensor]:
+            return lambda module, args, output: product(output, args[0], down, up)
+
+        return [module.register_forward_hook(hook(*pair)) for module, pair in zip(self._modules, self._pairs, strict=True)]
+
+
+def product_of_rows(rows: int, strengths: Float[Tensor, " rows"] | None = None) -> Product:
+    """The product with the first `rows` adapters, one per row, each at its strength if there are strengths."""
+
+    def product(output: Tensor, states: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        low = torch.bmm(states, down[:rows])
+        return output.baddbmm_(low if strengths is None else low * strengths[:, None, None], up[:rows])
+
+    return product
 
 
 def shared_copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -247,12 +247,13 @@ class ThroughputMethods:
         """Forward passes that inductor has compiled, with a different adapter in every row."""
         inputs = {"input_ids": ids, "use_cache": False}
         bare, base = torch.compile(shared_copy(self.base)), torch.compile(self.compiled_banked.model)
+        lora = torch.compile(self._compiled_lora(len(ids)))
 
         def road() -> Any:
             with self.compiled_banked.attached(list(self.adapters)[: len(ids)]):
                 return base(**inputs)
 
-        return {"bare": lambda: bare(**inputs), "RoadModel": road}
+        return {"bare": lambda: bare(**inputs), "RoadModel": road, "stacked LoRA": lambda: lora(**inputs)}
 
     def compiled_decoding(self, ids: Tensor, new_tokens: int) -> dict[str, Call]:
         """Generation with a static cache and compiled steps, with a different adapter in every row."""
@@ -263,10 +264,18 @@ class ThroughputMethods:
         options = {**_greedy(new_tokens), "cache_implementation": "static", "compile_config": compiled}
         names: list[str] = list(self.adapters)[: len(ids)]
         bare: Any = shared_copy(self.base)
+        lora = self._compiled_lora(len(ids))
         return {
             "bare": lambda: bare.generate(**inputs, **options),
             "RoadModel": lambda: self.compiled_banked.generate(inputs, adapter_names=names, **options),
+            "stacked LoRA": lambda: lora.generate(**inputs, **options),
         }
+
+    def _compiled_lora(self, rows: int) -> Any:
+        """A model of stacked LoRA with a different adapter in every row, which is compiled."""
+        stacked = StackedLora(self.base, self.sites, rows, RANK)
+        stacked.keep_per_row(rows)
+        return stacked.model
 
 
 def random_adapter(sites: Sequence[Site], seed: int) -> RoadAdapter:

@@ -15,7 +15,8 @@ from road_interp.measure.call_cost import gc_paused, peak_bytes, saved_bytes
 from road_interp.measure.engine_cost import engine_costs
 from road_interp.measure.stacked_lora import StackedLora
 from road_interp.measure.throughput import ThroughputReport, Timing, throughput
-from road_interp.measure.throughput_methods import ThroughputMethods, draw_ids
+from road_interp.measure.throughput_methods import RANK, ThroughputMethods, draw_ids
+from road_interp.models.seeding import seeded
 from road_interp.recipes.schema import ModelRecipe, ThroughputRecipe
 from road_interp.sites.find import find_sites
 
@@ -176,9 +177,27 @@ def test_compiled_methods_are_timed():
     assert [(each.task, each.method) for each in timed] == [
         ("compiled forward", "bare"),
         ("compiled forward", "RoadModel"),
+        ("compiled forward", "stacked LoRA"),
         ("compiled decoding", "bare"),
         ("compiled decoding", "RoadModel"),
+        ("compiled decoding", "stacked LoRA"),
     ]
+
+
+@needs_compiler
+@pytest.mark.compiled
+def test_compiled_stacked_lora_is_that_of_eager_code():
+    methods, ids = ThroughputMethods(tiny_model("Llama", "causal-lm"), 8), token_batch(8, 5)["input_ids"]
+    with torch.no_grad():
+        with seeded(0):
+            compiled = methods.compiled_forward(ids)["stacked LoRA"]
+        with seeded(0):
+            stacked = StackedLora(methods.base, methods.sites, 8, RANK)
+        with stacked.per_row(8):
+            expected = stacked.model(input_ids=ids).logits
+        torch.testing.assert_close(compiled().logits, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(compiled().logits, expected, rtol=0, atol=1e-5)
+    assert (expected - methods.base(input_ids=ids).logits).abs().max() > 1e-4
 
 
 @pytest.mark.slow
