@@ -49,21 +49,33 @@ def peak_bytes(call: Call, device: torch.device) -> int:
 
 
 def saved_bytes(loss: Callable[[], Tensor], base: nn.Module) -> int:
-    """Bytes that autograd saves for the backward pass: every storage once, without the weights of `base`."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in base.parameters()}
+    """Bytes that autograd saves for the backward pass: every storage once, without parameters, be they trained or of `base`."""
     sizes: dict[int, int] = {}
     alive = []  # keeps the storages, so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            sizes[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
+        sizes[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss()
-    return sum(sizes.values())
+        found = loss()
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in (*base.parameters(), *_trained(found))}
+    return sum(size for address, size in sizes.items() if address not in parameters)
+
+
+def _trained(loss: Tensor) -> list[nn.Parameter]:
+    """The parameters that the backward pass of a loss computes gradients of."""
+    found, seen, nodes = [], set(), [loss.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+            if isinstance(variable := getattr(node, "variable", None), nn.Parameter):
+                found.append(variable)
+    return found
 
 
 def device_name(model: PreTrainedModel) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -39,7 +39,7 @@ class StackedLora:
             input_width = module.weight.shape[0 if isinstance(module, Conv1D) else 1]
             down = torch.randn(rows, input_width, rank) / input_width**0.5
             up = torch.randn(rows, rank, output_width(module)) / 10
-            self._pairs.append([each.to(base.device, base.dtype).requires_grad_() for each in (down, up)])
+            self._pairs.append([nn.Parameter(each.to(base.device, base.dtype)) for each in (down, up)])
 
     @contextmanager
     def per_row(self, rows: int, strengths: Float[Tensor, " rows"] | None = None) -> Iterator[None]:

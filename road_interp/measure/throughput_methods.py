@@ -85,6 +85,11 @@ class ThroughputMethods:
         return self._peft("OFTConfig", ["default"], oft_block_size=2, use_cayley_neumann=False)
 
     @cached_property
+    def lora(self) -> StackedLora:
+        """LoRA with one adapter as two matrix products per layer."""
+        return StackedLora(self.base, self.sites, 1, RANK)
+
+    @cached_property
     def stacked(self) -> StackedLora:
         """LoRA as two batched matrix products per layer."""
         return StackedLora(self.base, self.sites, len(self.adapters), RANK)
@@ -102,20 +107,26 @@ class ThroughputMethods:
             model.add_adapter(name, settings, autocast_adapter_dtype=False)
         return model.eval()
 
-    def _with_lora(self, adapters: Callable[[StackedLora], AbstractContextManager[None]], run: Callable[[Any], Any]) -> Call:
-        """`run` on the model of stacked LoRA, with adapters."""
+    def _with_one_lora(self, run: Callable[[Any], Any]) -> Call:
+        """`run` on the model of LoRA with one adapter."""
 
         def call() -> Any:
-            with adapters(self.stacked):
-                return run(self.stacked.model)
+            with self.lora.one_adapter():
+                return run(self.lora.model)
 
         return call
 
     def _generate_with_lora(
         self, ids: Tensor, new_tokens: int, adapters: Callable[[StackedLora], AbstractContextManager[None]]
     ) -> Call:
+        """Generation with the model of stacked LoRA."""
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return self._with_lora(adapters, lambda model: model.generate(**inputs, **_greedy(new_tokens)))
+
+        def call() -> Any:
+            with adapters(self.stacked):
+                return self.stacked.model.generate(**inputs, **_greedy(new_tokens))
+
+        return call
 
     def forward(self, ids: Tensor) -> dict[str, Call]:
         """Forward passes with one adapter."""
@@ -128,7 +139,7 @@ class ThroughputMethods:
             "PEFT RoAd": lambda: self.peft_road(**inputs),
             "PEFT LoRA": lambda: self.peft_lora(**inputs),
             "PEFT OFT": lambda: self.peft_oft(**inputs),
-            "stacked LoRA": self._with_lora(lambda lora: lora.per_row(len(ids)), lambda model: model(**inputs)),
+            "stacked LoRA": self._with_one_lora(lambda model: model(**inputs)),
         }
 
     def training(self, ids: Tensor) -> dict[str, Call]:
@@ -147,7 +158,7 @@ class ThroughputMethods:
             "PEFT RoAd": lambda: self.peft_road(**inputs).loss,
             "PEFT LoRA": lambda: self.peft_lora(**inputs).loss,
             "PEFT OFT": lambda: self.peft_oft(**inputs).loss,
-            "stacked LoRA": self._with_lora(StackedLora.one_adapter, lambda model: model(**inputs).loss),
+            "stacked LoRA": self._with_one_lora(lambda model: model(**inputs).loss),
         }
 
     def generate(self, ids: Tensor, new_tokens: int) -> dict[str, Call]:

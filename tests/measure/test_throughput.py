@@ -232,12 +232,33 @@ def test_lora_is_stacked_at_layers_of_gpt2_whose_weights_are_transposed():
     assert (outputs["stacked LoRA"] - outputs["bare"]).abs().max() > 1e-4
 
 
-def test_rotations_keep_less_for_the_backward_pass_than_peft():
+@pytest.mark.parametrize("rows", [1, 16])
+def test_rotations_keep_less_for_the_backward_pass_than_peft(rows):
+    """Of all adapters of the benchmark a training step has one; LoRA saves the same states in both of its forms."""
     base = tiny_model("Llama", "causal-lm")
-    methods = ThroughputMethods(base, 1)
+    methods = ThroughputMethods(base, rows)
     losses = methods.training(token_batch(2, 16)["input_ids"])
     saved = {method: saved_bytes(loss, base) for method, loss in losses.items()}
     assert saved["bare"] < saved["RoadModel"] < saved["PEFT RoAd"]
+    assert saved["stacked LoRA"] == saved["PEFT LoRA"]
+    losses["stacked LoRA"]().backward()
+    assert all(len(factor.grad) == 1 for pair in methods.lora._pairs for factor in pair)
+
+
+def test_saved_bytes_are_those_of_states_without_weights():
+    linear, states = torch.nn.Linear(4, 3), torch.ones(5, 4)
+    scale = torch.nn.Parameter(torch.ones(2, 1))
+    frozen = torch.nn.Linear(3, 3).requires_grad_(False)
+    assert saved_bytes(lambda: (frozen(linear(states)) * scale[0]).sum(), frozen) == 4 * (5 * 4 + 5 * 3)
+
+
+def test_every_method_of_a_forward_pass_has_one_adapter_for_all_rows():
+    methods, ids = ThroughputMethods(tiny_model("Llama", "causal-lm"), 2), token_batch(1, 5)["input_ids"].repeat(2, 1)
+    with torch.no_grad():
+        for method, call in methods.forward(ids).items():
+            output = call()
+            logits = (output[1] if isinstance(output, tuple) else output).logits
+            torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-5, msg=method)
 
 
 def test_peak_memory_counts_what_is_alive_at_one_time():
