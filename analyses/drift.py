@@ -192,8 +192,9 @@ def against_null(places: list[ReadPointDrift]) -> str:
     side = _side([place.over_null for place in places])
     if side not in ("above", "below"):
         return side
-    chances = [chances[side == "below"] for place in places if (chances := place.chances_if_shared) is not None]
-    return side if combine_pvalues(chances, method="fisher").pvalue < 0.025 else "undecided"
+    chances = [place.chance_as_small if side == "below" else place.chance_as_large for place in places]
+    found = [chance for chance in chances if chance is not None]
+    return side if combine_pvalues(found, method="fisher").pvalue < 0.025 else "undecided"
 
 
 def _side(ratios: list[Mean | None]) -> str:

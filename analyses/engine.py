@@ -60,7 +60,8 @@ STUDY = Study(
     ),
     caveat=(
         "Ratios of times on one machine, for models below 300 million parameters. Larger models and other devices have other "
-        "ratios. Training steps, continuous batching, strengths and compiled code are not compared with stacked LoRA."
+        "ratios. On Gemma-3-270M training steps, continuous batching, strengths and compiled code are not compared with stacked "
+        "LoRA, whose forward passes have an adapter per row there."
     ),
     recipe="throughput-smollm2",
     conditions={

@@ -47,7 +47,7 @@ STUDY = Study(
     caveat=(
         "Ratios of times on one machine, for one model of 135 million parameters and short answers; larger models, longer "
         "answers and other devices have other ratios, and an earlier run had ratios of rotations and stacked LoRA that differ "
-        "by several hundredths."
+        "by about a tenth."
     ),
     recipe="throughput-smollm2",
     conditions={"all": Condition("every method", seeds=1)},

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.special import erf, ndtri
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
@@ -76,18 +76,19 @@ class ReadPointDrift:
     def null_at(self, direction: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """The expected dM of adding a random vector that turns a state by an angle with the cosine `direction`, above 0.
 
-        Most of the vector is orthogonal to the state and makes it longer by the secant of the angle. The rest, along the state,
-        is normal with standard deviation sin(angle) / sqrt(width), which is most of the change below about 5 degrees in 384
-        dimensions. So dM is folded normal. Without a `width` the rest is left out. Beyond 60 degrees it is too large, by a
-        seventh at 80 degrees in 384 dimensions.
+        Most of the vector is orthogonal to the state. With its part along the state, which is z / sqrt(width) of it for a normal
+        deviate z, the state becomes 1 / (cos(angle) - sin(angle) z / sqrt(width)) as long. To first order in z that is normal
+        around the secant of the angle with standard deviation sin(angle) / cos(angle)^2 / sqrt(width), which is most of the
+        change below about 5 degrees in 384 dimensions, and dM is folded normal. Without a `width` z is left out. Beyond 60
+        degrees it is too large, by a fifth at 80 degrees in 384 dimensions.
         """
-        longer, deviation = self._null_length(direction)
+        longer, deviation = 1 / direction - 1, self._along(direction) / direction**2
         ratio = np.divide(longer, deviation, out=np.full_like(longer, np.inf), where=deviation > 0)
         return deviation * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + longer * erf(ratio / np.sqrt(2))
 
-    def _null_length(self, direction: Float[np.ndarray, " n"]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-        """Mean and standard deviation of the relative change of length by the random vector of `null_at`."""
-        return 1 / direction - 1, np.sqrt(np.maximum(1 - direction**2, 0) / (self.width or np.inf))
+    def _along(self, direction: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """Standard deviation of the part along the state of the random vector of `null_at`, over the length of the new state."""
+        return np.sqrt(np.maximum(1 - direction**2, 0) / (self.width or np.inf))
 
     @property
     def null(self) -> float | None:
@@ -107,22 +108,30 @@ class ReadPointDrift:
         return self._over(self.null_at(self._direction)) if self._has_null else None
 
     @property
-    def chances_if_shared(self) -> tuple[float, float] | None:
-        """Probabilities of a mean dM over `points` as large, and as small, if one random vector changes all texts.
+    def chance_as_large(self) -> float | None:
+        """Probability of a mean dM over `points` that is as large, if one random vector changes all texts.
 
         The texts of one training may change alike. The random parts along their states (`null_at`) are then one normal deviate
         in place of one for every text, so that even many texts say little: that is the least that they can say. None where
         there is no `over_null`.
         """
+        expected = self._means_if_shared
+        return None if expected is None else _chance(expected >= np.array(self.points)[:, 1].mean())
+
+    @property
+    def chance_as_small(self) -> float | None:
+        """As `chance_as_large`, of a mean that is as small."""
+        expected = self._means_if_shared
+        return None if expected is None else _chance(expected <= np.array(self.points)[:, 1].mean())
+
+    @property
+    def _means_if_shared(self) -> Float[np.ndarray, " deviates"] | None:
+        """The mean dM over `points` for every deviate of one random vector."""
         if not self._has_null:
             return None
-        longer, deviation = self._null_length(self._direction)
-        observed = np.array(self.points)[:, 1].mean()
-        expected = np.abs(longer + deviation * DEVIATES[:, None]).mean(1)
-        as_large, as_small = (
-            max(float(np.mean(beyond)), 1 / len(DEVIATES)) for beyond in (expected >= observed, expected <= observed)
-        )
-        return as_large, as_small
+        inverse = self._direction - self._along(self._direction) * DEVIATES[:, None]  # of the new length
+        length = np.divide(1, inverse, out=np.full_like(inverse, np.inf), where=inverse > 0)
+        return np.abs(length - 1).mean(1)
 
     @property
     def over_turn(self) -> Mean | None:
@@ -153,6 +162,10 @@ class ReadPointDrift:
         """Name in figures and tables, such as "block 3, after its LayerNorm (which sets the norm)"."""
         after = ", after its LayerNorm (which sets the norm)" if self.norm_is_pinned else ""
         return f"block {self.layer}" + (", before its LayerNorm" if self.before_norm else after)
+
+
+def _chance(beyond: Bool[np.ndarray, " deviates"]) -> float:
+    return max(float(beyond.mean()), 1 / len(DEVIATES))
 
 
 @dataclass(frozen=True)

@@ -146,16 +146,16 @@ def test_a_block_is_told_from_the_null_over_texts_and_over_seeds(known):
     script = script_of(known["drift"])
 
     def sign(*seeds):
-        places = [SimpleNamespace(over_null=ratio, chances_if_shared=chances) for ratio, chances in seeds]
+        places = [SimpleNamespace(over_null=ratio, chance_as_large=large, chance_as_small=small) for ratio, large, small in seeds]
         return script["against_null"](places)
 
-    far, near = ((9.0, 8.0, 9.5), (0.001, 0.999)), ((1.5, 1.2, 1.9), (0.3, 0.7))
+    far, near = ((9.0, 8.0, 9.5), 0.001, 0.999), ((1.5, 1.2, 1.9), 0.3, 0.7)
     assert sign(far, near, near) == "above"
     assert sign(near, near, near) == "undecided"  # one change for all texts is as large three times in ten
-    assert sign(far, far, ((1.1, 0.9, 1.3), (0.4, 0.6))) == "undecided"
-    assert sign(*3 * [((0.1, 0.05, 0.2), (0.95, 0.05))]) == "below"
-    assert sign(*3 * [((0.5, 0.4, 0.6), (0.7, 0.3))]) == "undecided"
-    assert sign(far, (None, None)) == "no null"  # texts turn by 90 degrees or more
+    assert sign(far, far, ((1.1, 0.9, 1.3), 0.4, 0.6)) == "undecided"
+    assert sign(*3 * [((0.1, 0.05, 0.2), 0.95, 0.05)]) == "below"
+    assert sign(*3 * [((0.5, 0.4, 0.6), 0.7, 0.3)]) == "undecided"
+    assert sign(far, (None, None, None)) == "no null"  # texts turn by 90 degrees or more
 
 
 def test_drift_of_every_seed_and_between_seeds(known, moved, tmp_path):
