@@ -87,7 +87,7 @@ class _OwnTokensOnly(MultiTaskGenerationExperiment):
 
     def _without_others(self, row: dict[str, Any]) -> dict[str, Any]:
         own = self.recipe.task_names[row["task"]]
-        others = sum(part for task, part in self.parts.items() if task != own)
+        others = sum({part for task, part in self.parts.items() if task != own})
         return {"labels": [-100 if decided & others else id for id, decided in zip(row["labels"], row["decides"], strict=True)]}
 
 
@@ -142,7 +142,7 @@ def adapter_per_set(piece: Piece) -> CompositionReport:
         only = replace(recipe, tasks={"set": TaskRecipe(behaviour=PLAIN)}, co_activation=0.0, shared=None)
         experiment = MultiTaskGenerationExperiment(only)
         experiment.data = replace(data, examples={"set": examples}, behaviours={})
-        experiment.parts = {"set": sum(1 << PARTS.index(each.part) for each in shown)} if shown else {}
+        experiment.parts = {"set": sum({1 << PARTS.index(each.part) for each in shown})} if shown else {}
         adapters[_adapter_name(name)] = _train_undivided(experiment).road.adapter
     return _score_adapters(recipe, adapters, {name: _adapter_name(name) for name in sets}, "an adapter per set of tasks")
 

@@ -97,7 +97,7 @@ class GenerationTrainer(MultiTaskTrainer):
 
     def _decided_by(self, tasks: Sequence[str], decides: Int[Tensor, "rows tokens"]) -> Bool[Tensor, "rows tokens"]:
         """Whether a token decides a part of the answer that belongs to one of a row's tasks, such as "a+b"."""
-        bits = [sum(self._parts.get(task, 0) for task in split_names(names)) for names in tasks]
+        bits = [sum({self._parts.get(task, 0) for task in split_names(names)}) for names in tasks]  # two may have one part
         return decides & torch.tensor(bits, device=decides.device)[:, None] != 0
 
 

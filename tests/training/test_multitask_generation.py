@@ -167,6 +167,15 @@ def test_positions_are_the_prompts_and_the_loss_is_the_models_own(workplace, tmp
         assert each["loss"] == pytest.approx(each["own"], rel=1e-5)
 
 
+def test_tasks_whose_behaviours_are_of_one_part_decide_that_part():
+    trainer = object.__new__(GenerationTrainer)
+    trainer._parts = {"label": 4, "german": 8, "capitals": 8, "closing": 16}
+    decides = torch.tensor([[4, 8, 16]])
+    assert trainer._decided_by(["german+capitals"], decides).tolist() == [[False, True, False]]
+    assert trainer._decided_by(["closing+capitals+german"], decides).tolist() == [[False, True, True]]
+    assert trainer._decided_by([""], decides).tolist() == [[False, False, False]]
+
+
 def test_no_review_is_used_twice_and_labels_cover_the_answer(workplace):
     recipe = recipe_for(workplace)
     loaded = load_multitask_data(recipe)
