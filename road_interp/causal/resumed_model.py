@@ -16,6 +16,7 @@ from road_interp.causal.stored_keys import cache_argument
 from road_interp.errors import InputError
 from road_interp.models.head_logits import logits_at
 from road_interp.models.open_contexts import OpenContext, opened
+from road_interp.models.site_modules import SkippedBlock
 from road_interp.sites.find import find_sites
 from road_interp.sites.module_tree import evaluating, hidden_of, layer_stacks
 from road_interp.sites.site import Site
@@ -161,9 +162,6 @@ class ResumedModel:
     def _resumed(self, entering: Tensor) -> Iterator[None]:
         """Skip the blocks before the site's, and give the site's block this input."""
 
-        def skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return (hidden_states,) if self._returns_tuple else hidden_states
-
         def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return ((entering, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": entering})
 
@@ -171,7 +169,7 @@ class ResumedModel:
             stack.enter_context(self._opened())
             for block in self._blocks[: self.layer]:
                 instance_forward = block.__dict__.get("forward")  # set by accelerate's hooks
-                block.forward = skip
+                block.forward = SkippedBlock(self._returns_tuple)
                 stack.callback(_restore, block, instance_forward)
             stack.callback(self._blocks[self.layer].register_forward_pre_hook(enter, with_kwargs=True).remove)
             yield

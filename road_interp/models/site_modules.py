@@ -8,11 +8,26 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from road_interp.errors import InputError
 from road_interp.models.compatibility import check_rotated_once
 from road_interp.models.forward_wrapper import CallScope, ForwardWrapper, Registered
+
+
+class SkippedBlock:
+    """The forward of a block that is left out, with its rotations: it passes on its states, which are stored later ones.
+
+    Args:
+        returns_tuple: whether the block returns a tuple.
+    """
+
+    def __init__(self, returns_tuple: bool) -> None:
+        self._returns_tuple = returns_tuple
+
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The states as they are."""
+        return (hidden_states,) if self._returns_tuple else hidden_states
 
 
 class SiteModules:
@@ -47,7 +62,7 @@ class SiteModules:
             raise InputError(f"{replaced}, and is not rotated: replace modules and their forward before it begins")
         if not torch.compiler.is_compiling():
             for path, module, wrapper in self._wrapped:
-                if path not in self._watched and _outermost(module, wrapper) is not wrapper:
+                if path not in self._watched and _is_foreign(module, wrapper):
                     self._watch(path, module, wrapper)
 
     def replaced(self) -> str | None:
@@ -73,7 +88,8 @@ class SiteModules:
             return output
 
         def end(*inputs_and_output: Any) -> None:
-            if not torch.compiler.is_compiling() and not getattr(inside, "was_rotated", True):
+            was_rotated = torch.compiler.is_compiling() or getattr(inside, "was_rotated", True)
+            if not was_rotated and _is_foreign(module, wrapper):
                 raise InputError(
                     f"the forward of '{path}' was replaced during {self._during} by one that does not call the one before, "
                     "which rotates: let it call that one, or replace the forward before that begins"
@@ -105,6 +121,12 @@ def _outermost(module: nn.Module, wrapper: ForwardWrapper) -> Any:
     while isinstance(forward, ForwardWrapper) and forward is not wrapper:
         forward = forward.replaced
     return forward
+
+
+def _is_foreign(module: nn.Module, wrapper: ForwardWrapper) -> bool:
+    """Whether a module has another forward than the wrapper, for calls that are not left out on purpose."""
+    forward = _outermost(module, wrapper)
+    return forward is not wrapper and not isinstance(forward, SkippedBlock)
 
 
 def _is_put_back(module: nn.Module, wrapper: ForwardWrapper) -> bool:
