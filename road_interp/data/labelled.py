@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
@@ -266,7 +266,22 @@ def _classes(recipe: DataRecipe, train: Dataset) -> tuple[Any, ...]:
     for label in (each for each in classes if isinstance(each, str)):
         if (other := stripped.setdefault(label.strip(), label)) != label:
             raise InputError(f"'{recipe.id}': the labels {other!r} and {label!r} differ in spaces only; write them alike")
+    for other, label in _equal_decimals(classes):
+        warnings.warn(
+            f"'{recipe.id}': the labels {other!r} and {label!r} are two classes; write them alike if they are one number",
+            stacklevel=3,
+        )
     return tuple(classes)
+
+
+def _equal_decimals(classes: Collection[Any]) -> list[tuple[str, str]]:
+    """Pairs of texts among the classes that are one decimal number, such as 1.1 and 1.10."""
+    known: dict[float, str] = {}
+    pairs = []
+    for label in (each for each in classes if isinstance(each, str)):
+        if (number := _finite_number(label)) is not None and (other := known.setdefault(number, label)) != label:
+            pairs += [(other, label)] if "." in other + label else []
+    return pairs
 
 
 def _with_labels(data: Dataset, classes: tuple[Any, ...] | None, identifier: str) -> Dataset:
@@ -276,8 +291,7 @@ def _with_labels(data: Dataset, classes: tuple[Any, ...] | None, identifier: str
     are_texts = bool(index) and all(isinstance(label, str) for label in index)
     for row, label in enumerate(data["label"][:]):
         if are_texts and isinstance(label, int | float):  # numbers or truth values only, of a file beside one with other texts
-            spellings = str(label), str(label).lower(), str(label).upper()
-            label = next((text for text in spellings if text in index), label)
+            label = _text_of(label, index, f"'{identifier}', row {row}")
         if classes is None:
             if (value := _finite_number(label)) is None:
                 raise InputError(f"'{identifier}', row {row}: label {shown(label)} is not a finite number")
@@ -288,6 +302,15 @@ def _with_labels(data: Dataset, classes: tuple[Any, ...] | None, identifier: str
         else:
             labels.append(index[label])
     return data.remove_columns("label").add_column("label", labels)
+
+
+def _text_of(label: float, classes: Collection[str], where: str) -> Any:
+    """The class that is written as a number or truth value, or `label` without one. Raises InputError for one of two classes."""
+    spellings = str(label), str(label).lower(), str(label).upper()
+    same = [text for text in classes if _finite_number(text) == label] if isinstance(label, float) else []
+    if len(same) > 1:
+        raise InputError(f"{where}: label {label} may be the class {' or '.join(map(repr, same))}; give the file a row of each")
+    return next((text for text in spellings if text in classes), label)
 
 
 def _finite_number(label: Any) -> float | None:

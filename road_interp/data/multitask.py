@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from jinja2 import Template
 from transformers import PreTrainedTokenizerBase
 
 from road_interp.arguments import check_argument, lone_surrogate
@@ -80,10 +81,13 @@ def load_multitask_data(recipe: MultiTaskGenerationRecipe) -> MultiTaskData:
             examples[name] = [Example(review.text, tuple(answer_parts(own, review))) for review in chosen]
             used += task.examples
         else:
-            pairs = _prompts_and_answers(name, task, task.id, task.split, task.examples, task.answer)
+            rows = _first_rows(task, task.id, task.split, task.examples)
+            pairs = _prompts_and_answers(name, task, task.id, rows, task.answer)
             examples[name] = [Example(prompt, (("", answer),)) for prompt, answer in pairs]
             _warn_of_rows(name, task, [answer for _, answer in pairs])
-            _warn_of_questions(recipe, name, task, {prompt for prompt, _ in pairs})
+            if task.test is not None:
+                _warn_of_questions(recipe, name, task, task.test, {prompt for prompt, _ in pairs})
+                _warn_of_kinds(name, task, rows, _first_rows(task, task.test, "test", recipe.scoring.test))
     return MultiTaskData(examples, behaviours if reviews else {}, reviews[:validation], reviews[validation : validation + test])
 
 
@@ -111,15 +115,43 @@ def _warn_of_rows(name: str, task: TaskRecipe, answers: Sequence[str]) -> None:
         )
 
 
-def _warn_of_questions(recipe: MultiTaskGenerationRecipe, name: str, task: TaskRecipe, training: Collection[str]) -> None:
+def _warn_of_questions(
+    recipe: MultiTaskGenerationRecipe, name: str, task: TaskRecipe, source: str, training: Collection[str]
+) -> None:
     """Warn of test questions whose prompt is also trained on."""
-    questions = [] if task.test is None else _test_pairs(recipe, name, task, task.test)
+    questions = _test_pairs(recipe, name, task, source)
     if shared := sum(prompt in training for prompt, _ in questions):
         warnings.warn(
-            f"task '{name}': {shared} of {len(questions)} test questions of '{task.test}' are also training prompts; "
+            f"task '{name}': {shared} of {len(questions)} test questions of '{source}' are also training prompts; "
             "leave out the copies",
             stacklevel=3,
         )
+
+
+def _warn_of_kinds(name: str, task: TaskRecipe, training: Dataset, questions: Dataset) -> None:
+    """Warn of a column with numbers in one file and texts in the other, where a template would write something else for texts."""
+    files = ((task.id, training), (task.test, questions))
+    templates = [TEMPLATES.from_string(each) for each in (task.prompt, task.answer, task.reference or task.answer)]
+    for column in (each for each in training.column_names if each in questions.column_names):
+        for (source, rows), (other, compared) in (files, files[::-1]):
+            numbers = [row for row in rows if isinstance(row[column], int | float)]
+            if not numbers or not any(isinstance(value, str) for value in compared[column]):
+                continue
+            as_texts = [{**row, column: str(row[column])} for row in numbers]
+            if any(_rendered(each, numbers) != _rendered(each, as_texts) for each in templates):
+                warnings.warn(
+                    f"task '{name}': '{column}' is a number in '{source}' and text in '{other}', for which a template writes "
+                    "something else",
+                    stacklevel=3,
+                )
+
+
+def _rendered(template: Template, rows: Sequence[Mapping[str, Any]]) -> list[str] | None:
+    """The texts of rows; None if the template fails for one."""
+    try:
+        return [template.render(row) for row in map(with_nulls, rows)]
+    except TEMPLATE_ERRORS:
+        return None
 
 
 def load_reviews(recipe: DataRecipe) -> list[Review]:
@@ -175,15 +207,17 @@ def load_questions(recipe: MultiTaskGenerationRecipe, tokenizer: PreTrainedToken
 
 def _test_pairs(recipe: MultiTaskGenerationRecipe, name: str, task: TaskRecipe, source: str) -> list[tuple[str, str]]:
     """The prompts of a test set and their reference answers."""
-    return _prompts_and_answers(name, task, source, "test", recipe.scoring.test, task.reference or task.answer)
+    rows = _first_rows(task, source, "test", recipe.scoring.test)
+    return _prompts_and_answers(name, task, source, rows, task.reference or task.answer)
 
 
-def _prompts_and_answers(
-    name: str, task: TaskRecipe, source: str, split: str, limit: int, answer_template: str
-) -> list[tuple[str, str]]:
-    """The first `limit` rows of a data set as pairs of a prompt and the rendered `answer_template`."""
+def _first_rows(task: TaskRecipe, source: str, split: str, limit: int) -> Dataset:
     rows = read_rows(source, task.config, split)
-    rows = rows.select(range(min(limit, len(rows))))
+    return rows.select(range(min(limit, len(rows))))
+
+
+def _prompts_and_answers(name: str, task: TaskRecipe, source: str, rows: Dataset, answer_template: str) -> list[tuple[str, str]]:
+    """Rows of a data set as pairs of a prompt and the rendered `answer_template`."""
     try:
         prompt, answer = TEMPLATES.from_string(task.prompt), TEMPLATES.from_string(answer_template)
         pairs = [(prompt.render(row), answer.render(row)) for row in map(with_nulls, rows)]

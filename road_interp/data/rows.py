@@ -38,9 +38,10 @@ def read_rows(
     """Read the rows of one split that have all column values of `keep`, with all columns. Raises InputError if there are none.
 
     `section` is as in `load_labelled`; None where the recipe cannot be changed. `label` names a column of labels. In a CSV file
-    they and the columns of `keep` are numbers or truth values where all texts are, and stay text where one is "01".
+    they and the columns of `keep` are numbers or truth values where all texts are, and stay text where one is "01". Labels stay
+    text, too, where one number is written in two ways, as 1.1 and 1.10.
     """
-    data = _read(identifier, config, split, {label, *(keep or {})})
+    data = _read(identifier, config, split, keep or (), label)
     for column, value in (keep or {}).items():
         if column not in data.column_names:
             hint = "give it one" if section is None else f"{section}.filter=null drops it"
@@ -51,14 +52,14 @@ def read_rows(
     return data
 
 
-def _read(identifier: str, config: str | None, split: str, valued: Collection[str | None]) -> Dataset:
+def _read(identifier: str, config: str | None, split: str, valued: Collection[str], label: str | None) -> Dataset:
     path = Path(os.path.expanduser(resolved := resolve(identifier)))
     if path.suffix in FORMATS:
         if not is_file(path):
             raise InputError(f"data file '{identifier}' does not exist")
         if path.stat().st_size == 0:
             raise InputError(f"data file '{identifier}' is empty")
-        return _tables(f"data file '{identifier}' cannot be read", [path], valued)
+        return _tables(f"data file '{identifier}' cannot be read", [path], valued, label)
     if is_file(path):
         raise InputError(f"data file '{identifier}': '{path.suffix}' is not one of {', '.join(FORMATS)}")
     name, named_split = path_and_split(resolved)
@@ -74,12 +75,12 @@ def _read(identifier: str, config: str | None, split: str, valued: Collection[st
     if isinstance(found, Dataset):
         return found
     names = " to ".join(dict.fromkeys((found[0].name, found[-1].name)))
-    return _tables(f"data set '{identifier}' cannot be loaded: {names}", found, valued)
+    return _tables(f"data set '{identifier}' cannot be loaded: {names}", found, valued, label)
 
 
-def _tables(failure: str, paths: Sequence[Path], valued: Collection[str | None]) -> Dataset:
+def _tables(failure: str, paths: Sequence[Path], valued: Collection[str], label: str | None) -> Dataset:
     try:
-        return read_tables(paths, valued)
+        return read_tables(paths, valued, label)
     except Exception as error:  # a damaged file may raise any exception of the parsers
         raise InputError(f"{failure}: {_cause(error)}") from None
 

@@ -22,21 +22,23 @@ FORMATS = (*SEPARATED, ".jsonl", ".json", ".parquet")
 KINDS = {str: "texts", bool: "truth values", int: "numbers", float: "numbers", list: "lists", dict: "objects"}
 
 
-def read_tables(paths: Sequence[Path], valued: Collection[str | None]) -> Dataset:
+def read_tables(paths: Sequence[Path], valued: Collection[str], label: str | None = None) -> Dataset:
     """The rows of files of one of the FORMATS, one file behind another, with all columns. Raises any exception of the parsers.
 
-    CSV and TSV hold texts. The columns in `valued` become what their texts mean (`_as_values`); another one becomes numbers if
-    these, printed again, are the texts of the file. Values of JSON are read as they are written (`_table_of`).
+    CSV and TSV hold texts. The columns in `valued` become what their texts mean (`_as_values`), and so does the column of labels,
+    unless that would make one of two (`_as_labels`); another one becomes numbers if these, printed again, are the texts of the
+    file. Values of JSON are read as they are written (`_table_of`).
     """
     if paths[0].suffix == ".parquet":
         return Dataset(pyarrow.parquet.read_table(paths, partitioning=None))
     if paths[0].suffix not in SEPARATED:
-        return _table_of(_json_columns([row for path in paths for row in _json_rows(path)]), valued)
+        return _table_of(_json_columns([row for path in paths for row in _json_rows(path)]), {*valued, label})
     tables = [_separated_columns(path, SEPARATED[path.suffix]) for path in paths]
     if other := [path.name for path, table in zip(paths, tables, strict=True) if table.keys() != tables[0].keys()]:
         raise ValueError(f"'{other[0]}' has other columns than '{paths[0].name}'")
     texts = {name: [text for table in tables for text in table[name]] for name in tables[0]}
-    return Dataset.from_dict({name: (_as_values if name in valued else _as_numbers)(column) for name, column in texts.items()})
+    readers = {**dict.fromkeys(valued, _as_values), label: _as_labels}
+    return Dataset.from_dict({name: readers.get(name, _as_numbers)(column) for name, column in texts.items()})
 
 
 def _separated_columns(path: Path, options: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -102,6 +104,13 @@ def _as_values(texts: Sequence[str]) -> list[Any]:
         if all(re.fullmatch(pattern, text) and convert(text) not in (math.inf, -math.inf) for text in stripped):
             return [convert(text) for text in stripped]
     return list(texts)
+
+
+def _as_labels(texts: Sequence[str]) -> list[Any]:
+    """Texts as values; all stay text where a decimal is written in two ways, as 1.1 and 1.10: they may be two classes."""
+    values = _as_values(texts)
+    are_decimals = bool(values) and isinstance(values[0], float)
+    return list(texts) if are_decimals and len({*values}) < len({text.strip() for text in texts}) else values
 
 
 def _as_numbers(texts: Sequence[str]) -> list[Any]:

@@ -87,12 +87,14 @@ class GenerationTrainer(MultiTaskTrainer):
         output = model(base=batch, tasks=active, trainable_tasks=own, positions=positions)[1]
         logits, labels = output.logits.float(), labels[:, columns + 1]
         losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # 0 where the label is -100
-        if self._rule == "distilled" and (taught := of_others[:, columns + 1]).any():
+        taught = of_others[:, columns + 1]
+        if self._rule == "distilled" and self.accelerator.gather(taught.any()).any():  # all processes call the model, or none
             with torch.no_grad(), evaluating(model):
                 teacher = model(base=batch, tasks=others, positions=positions)[1].logits
             losses[taught] = functional.cross_entropy(logits[taught], teacher[taught].float().softmax(-1), reduction="none")
         weights = torch.where(neutral[:, columns + 1], NEUTRAL, 1.0) * (labels != -100)
-        output.loss = (losses * weights).sum() / weights.sum()
+        # The Trainer averages the gradients of the processes: each divides by its share of the tokens of all.
+        output.loss = (losses * weights).sum() / self.accelerator.gather(weights.sum()).mean()
         return output
 
     def _decided_by(self, tasks: Sequence[str], decides: Int[Tensor, "rows tokens"]) -> Bool[Tensor, "rows tokens"]:

@@ -10,10 +10,12 @@ from road_interp.errors import InputError
 from road_interp.files import check_folder, locked
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.recipes.loader import load_recipe, load_stored_recipe
+from road_interp.recipes.paths import data_ids
 from road_interp.recipes.schema import ClassificationRecipe, TrainableRecipe
-from road_interp.runs.digests import model_digest
+from road_interp.runs.digests import data_digest, model_digest
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import METRICS, RECIPE
+from road_interp.sources import PACKAGE
 from road_interp.training.api import train
 from road_interp.training.fine_tuning import LEARNING_RATES, Method
 from road_interp.training.study import Piece, settings_hash
@@ -22,16 +24,16 @@ from road_interp.training.study import Piece, settings_hash
 def run_of(piece: Piece) -> Run:
     """The run of a piece's recipe, trained or resumed if it is not finished.
 
-    The folder name holds the model and the hash of the recipe, so that studies with equal recipes share a run. A model that is a
-    local file or folder has a run for each content.
+    The folder name holds the model and the hash of the recipe, so that studies with equal recipes share a run. Models and data
+    that are local files or folders have a run for each content.
 
     Raises:
         InputError: the folder holds a run of another recipe.
     """
-    model, digest = piece.recipe.model, model_digest(piece.recipe.model.id)
-    key = settings_hash(piece.recipe) if digest is None else settings_hash(piece.recipe, digest)
-    folder = piece.runs / f"{model.name}-{key}"
-    return train_once(piece.recipe, folder)
+    model = piece.recipe.model
+    contents = [model_digest(model.id), *(data_digest(each) for each in data_ids(piece.recipe) if not each.startswith(PACKAGE))]
+    key = settings_hash(piece.recipe, *(each for each in contents if each is not None))
+    return train_once(piece.recipe, piece.runs / f"{model.name}-{key}")
 
 
 def train_once(recipe: TrainableRecipe, folder: Path) -> Run:

@@ -17,7 +17,7 @@ from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import LengthGroupedSampler, nested_gather
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from road_interp.errors import InputError, one_line
@@ -29,6 +29,8 @@ from road_interp.rotation import plane_maps
 from road_interp.runs.run_files import CHECKPOINTS
 from road_interp.training.checkpoint_clock import CheckpointClock
 from road_interp.training.distributed import leave_to_fsdp
+
+RUNNING_LOSS = "running_loss"  # of a checkpoint: the losses since the last entry of the log, which the Trainer does not keep
 
 
 class RoadTrainer(Trainer):
@@ -80,6 +82,9 @@ class RoadTrainer(Trainer):
         """Train an epoch. One whose last step is in the checkpoint that is resumed is left out: the Trainer would add a step."""
         # accelerate does not reach the sampler of several processes below the batches that a resumed epoch skips.
         self._sampler.set_epoch(kwargs["epoch"])
+        if running := self._callback_states.pop(RUNNING_LOSS, None):
+            self._tr_loss += running["sum"]
+            self._globalstep_last_logged = running["logged_step"]
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
 
@@ -89,13 +94,15 @@ class RoadTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Check the rotations, then save a checkpoint. A partly written checkpoint is deleted.
+        """Check the rotations, then save a checkpoint with the running loss. A partly written checkpoint is deleted.
 
         Raises:
             FloatingPointError: a rotation that is not finite or not invertible.
             OSError: a checkpoint that cannot be written.
         """
         self._check_rotations()
+        total = nested_gather(self._tr_loss, self.args.parallel_mode).mean().item()
+        self._callback_states[RUNNING_LOSS] = {"sum": total, "logged_step": self._globalstep_last_logged}
         try:
             super()._save_checkpoint(*args, **kwargs)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own errors on a full disk
@@ -103,6 +110,8 @@ class RoadTrainer(Trainer):
             shutil.rmtree(folder / f"checkpoint-{self.state.global_step}", ignore_errors=True)
             hint = checkpoint_hint(folder)
             raise OSError(f"no checkpoint could be written to {folder} ({one_line(error)}); {hint}") from error
+        finally:
+            del self._callback_states[RUNNING_LOSS]
 
     def _save_rng_state(self, *args: Any, **kwargs: Any) -> None:
         """Save the random state of every process before the checkpoint is marked as complete."""
@@ -136,6 +145,12 @@ class RoadTrainer(Trainer):
     def _stop(self, what: str, step: int) -> None:
         hint = checkpoint_hint(Path(str(self.args.output_dir)))
         raise FloatingPointError(f"{what} at step {step}: restart with a lower training.learning_rate; {hint}")
+
+    @property
+    def _callback_states(self) -> dict[str, Any]:
+        """What a checkpoint keeps by name, beside the Trainer's own state."""
+        states: Any = self.state.stateful_callbacks
+        return states
 
     @property
     def _model(self) -> nn.Module:

@@ -519,6 +519,31 @@ def test_a_further_file_with_numbers_or_truth_values_only_has_the_classes_of_tex
     assert set(found.validation["label"]) == {0, 1}
 
 
+def versions(path, labels, count=30):
+    path.write_text("sentence,class\n" + "".join(f"film {row} of {path},{labels[row % len(labels)]}\n" for row in range(count)))
+    return str(path)
+
+
+def test_labels_that_are_one_decimal_number_are_two_classes_and_warned_of(tmp_path):
+    train = versions(tmp_path / "train.csv", ("1.1", "1.10", "2.0"))
+    with pytest.warns(UserWarning, match=r"the labels '1.1' and '1.10' are two classes; write them alike if they are one number"):
+        found = load_labelled(recipe(train, validation=versions(tmp_path / "valid.csv", ("1.10", "1.1"))))
+    assert found.classes == ("1.1", "1.10", "2.0")
+    assert set(found.validation["label"]) | set(found.test["label"]) == {0, 1}
+    with (
+        pytest.warns(UserWarning, match="two classes"),
+        pytest.raises(InputError, match=r"row 0: label 1.1 may be the class '1.1' or '1.10'; give the file a row of each"),
+    ):
+        load_labelled(recipe(train, validation=versions(tmp_path / "one.csv", ("1.10", "2.0"))))
+
+
+def test_numbers_of_a_regression_and_of_a_filter_may_be_written_in_two_ways(tmp_path):
+    path = versions(tmp_path / "scores.csv", ("1.1", "1.10", "2.0"))
+    found = load_labelled(recipe(path, problem_type="regression", validation_size=4, test_size=4))
+    assert set(found.train["label"]) == {1.1, 2.0}
+    assert len(rows.read_rows(path, None, "train", {"class": 1.1})) == 20
+
+
 def test_a_filter_by_an_object_finds_its_rows(tmp_path):
     path = tmp_path / "data.jsonl"
     content = [{"text": f"text {number}", "label": number, "source": {("film", "book")[number % 2]: 1}} for number in range(4)]

@@ -36,8 +36,17 @@ def test_a_run_resumes_from_the_middle_of_an_epoch_to_the_same_bits(finished, wo
     monkeypatch.undo()
     resumed = train(recipe_for(workplace), folder, resume=True, progress=False)
     assert resumed.metrics == finished.metrics
+    assert losses_of(resumed) == losses_of(finished)
     for site in finished.adapter.sites:
         assert torch.equal(resumed.adapter.theta[site.name], finished.adapter.theta[site.name])
+
+
+def losses_of(run):
+    """The loss of every logged step, of which the first is 20."""
+    entries = map(json.loads, (run.folder / "log.jsonl").read_text().splitlines())
+    losses = {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
+    assert losses
+    return losses
 
 
 def test_a_training_that_ended_inside_an_epoch_is_not_trained_on(workplace, monkeypatch):

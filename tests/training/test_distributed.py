@@ -15,6 +15,7 @@ from transformers import Trainer
 
 from helpers.cli import run_two_processes
 from helpers.models import tiny_model
+from helpers.multitask import behaviours_recipe
 from helpers.recipes import recipe_for
 from road_interp.errors import InputError
 from road_interp.recipes.loader import load_recipe
@@ -83,6 +84,17 @@ def test_two_processes_activate_the_sets_of_tasks_that_one_does(workplace, tmp_p
     assert together.composition.correct == alone.composition.correct
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize("rule", ["own", "distilled"])
+def test_two_processes_learn_the_answers_that_one_does(language_workplace, tmp_path, rule):
+    """A process has one row, so that often only one of them has a token that the other task teaches."""
+    small = ("training.batch_size=2", "training.epochs=1", "co_activation=0.5", f"co_activation_loss={rule}")
+    alone = train(behaviours_recipe(language_workplace, *small), tmp_path / "alone", device="cpu", progress=False)
+    together, _ = trained_by_two(language_workplace, alone, tmp_path / "together")
+    for site in alone.adapter.sites:
+        torch.testing.assert_close(together.adapter.theta[site.name], alone.adapter.theta[site.name], rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_epoch_that_is_resumed_in_the_middle_has_its_own_order(monkeypatch, processes):
     def begin(self, train_dataloader, epoch):
@@ -93,7 +105,7 @@ def test_an_epoch_that_is_resumed_in_the_middle_has_its_own_order(monkeypatch, p
     monkeypatch.setattr(Trainer, "_run_epoch", begin)
     PartialState(cpu=True)
     trainer = object.__new__(RoadTrainer)
-    trainer.state = SimpleNamespace(global_step=0, max_steps=1)
+    trainer.state = SimpleNamespace(global_step=0, max_steps=1, stateful_callbacks={})
     trainer.args = SimpleNamespace(train_batch_size=8 // processes, world_size=processes, gradient_accumulation_steps=1, seed=0)
 
     def loader():

@@ -278,6 +278,19 @@ def test_few_rows_and_questions_that_are_trained_on_are_warned_of(tmp_path):
         load_multitask_data(answering(tmp_path / "asked.csv", test=str(tmp_path / "new.csv"), match="[0-9]"))
 
 
+@pytest.mark.parametrize("swapped", [False, True], ids=["numbers are trained on", "texts are trained on"])
+def test_a_column_of_numbers_beside_one_of_texts_is_warned_of_where_a_template_tells_them_apart(tmp_path, swapped):
+    (tmp_path / "numbers.csv").write_text("prompt,answer\na,1\nb,0\n")
+    (tmp_path / "texts.csv").write_text("prompt,answer\nc,1\nd,none\n")
+    train, test = [tmp_path / f"{name}.csv" for name in (("texts", "numbers") if swapped else ("numbers", "texts"))]
+    choosing = "{% if answer == 1 %}yes{% else %}no{% endif %}"
+    with pytest.warns(UserWarning, match=r"task 'sums': 'answer' is a number in '.*numbers.csv' and text in '.*texts.csv', for"):
+        load_multitask_data(answering(train, answer=choosing, test=str(test), match="[a-z]+"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_multitask_data(answering(train, answer="{{ answer }}", test=str(test), match="[0-9a-z]+"))
+
+
 def test_training_answers_that_are_cut_off_are_warned_of(workplace):
     recipe = recipe_for(workplace)
     long = {"label": [Example("fine", (("", "word " * recipe.model.max_length),)), Example("fine", (("", "yes"),))]}

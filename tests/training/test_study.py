@@ -18,6 +18,7 @@ from road_interp.errors import InputError
 from road_interp.files import read_text, write_atomically
 from road_interp.measure import Ablation, AblationReport
 from road_interp.progress import silent
+from road_interp.recipes.loader import load_recipe
 from road_interp.runs.run import Run
 from road_interp.sources import SMOLLM2
 from road_interp.training import arguments, study_runs
@@ -524,8 +525,23 @@ def test_a_local_model_has_a_run_for_each_content(workplace, tmp_path, monkeypat
     assert folder_of(local) == first
     (model / "model.safetensors").write_bytes(b"other weights")
     assert folder_of(local) != first
-    packaged = recipe_for(workplace, f"model.id={SMOLLM2}")
+    packaged = load_recipe("sentiment-minilm")
     assert folder_of(packaged).name == f"{packaged.model.name}-{settings_hash(packaged)}"
+
+
+def test_equal_paths_of_data_with_other_contents_have_runs_of_their_own(workplace, tmp_path, monkeypatch):
+    recipe = recipe_for(workplace, "training.max_steps=2", "data.id=data.csv")
+    lines = (workplace / "data.csv").read_text().splitlines(keepends=True)
+    found = []
+    for name, content in (("project", lines), ("copy", lines), ("changed", lines[:-1])):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        Path("data.csv").write_text("".join(content))
+        found.append(run_of(Piece(recipe, "any", recipe.seed, tmp_path / "runs", silent)))
+    first, same, other = found
+    assert same.folder == first.folder
+    assert other.folder != first.folder
+    assert other.metrics != first.metrics
 
 
 def test_a_hash_changes_with_the_settings(workplace):
