@@ -89,7 +89,7 @@ def describe(found: MultiTaskAccuracyStudy) -> Described:
         rows += [(f"{variant}: {name}", value) for name, value in rows_of(trained)]
         for each in trained.together:
             for task in each.tasks:
-                name = f"{each.method}: {task}, lost less lost with {variant}"
+                name = f"{each.method}: {task}, lost minus lost with {variant}"
                 rows.append((name, with_interval(found.gap_closed(task, each.method, variant))))
     sentence = (
         "Accuracy that each task loses when both tasks are trained on one hidden state and both are active, with 95% intervals "

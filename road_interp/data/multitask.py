@@ -293,6 +293,7 @@ def encode_multitask_data(
             rows["decides"].append(([0] * len(prompt_ids) + decides)[: len(ids)])
             rows["task"].append(index)
     _warn_of_missing_bos(tokenizer, recipe)
+    _warn_of_whole_loss(recipe)
     if cut_off:
         warnings.warn(
             f"{cut_off} of {len(rows['task'])} training answers are cut off, so that nothing teaches their end: set "
@@ -322,6 +323,18 @@ def _warn_of_missing_bos(tokenizer: PreTrainedTokenizerBase, recipe: MultiTaskGe
         warnings.warn(
             f"the tokeniser of '{recipe.model.id}' begins texts with {tokenizer.bos_token!r}, and the template does not, so that "
             f"the model is trained and asked without it: begin the template with {tokenizer.bos_token!r}",
+            stacklevel=3,
+        )
+
+
+def _warn_of_whole_loss(recipe: MultiTaskGenerationRecipe) -> None:
+    """Warn of a loss that leaves out what other tasks decide, of which the answers of a data set say nothing."""
+    together = {name: task for name, task in recipe.tasks.items() if name != recipe.shared}
+    of_data = [name for name, task in together.items() if task.id is not None]
+    if len(together) > 1 and of_data and recipe.co_activation and recipe.co_activation_loss != "all":
+        warnings.warn(
+            f"co_activation_loss: {recipe.co_activation_loss} is for built-in behaviours: of the data set of task '{of_data[0]}' "
+            "all tokens of an answer are learned, which may teach that other active tasks say nothing; set it to all",
             stacklevel=3,
         )
 

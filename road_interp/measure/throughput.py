@@ -22,6 +22,7 @@ from road_interp.errors import InputError
 from road_interp.measure.call_cost import Call, device_name, peak_bytes, saved_bytes, seconds_by_round
 from road_interp.measure.intervals import quartiles
 from road_interp.measure.throughput_methods import METHODS, RANK, ThroughputMethods, draw_ids
+from road_interp.models.head_inputs import contiguous_head_inputs
 from road_interp.models.loading import find_device, load_model, on_device
 from road_interp.models.seeding import seeded
 from road_interp.progress import Progress, silent
@@ -149,7 +150,8 @@ def throughput(
     check_argument("measure.throughput", base, PreTrainedModel, "a causal language model, load_model(id, 'causal-lm')[0]")
     check_argument("measure.throughput", recipe, ThroughputRecipe, "a recipe of kind throughput, such as load_recipe(name)")
     check_methods(recipe.methods)
-    with seeded(recipe.seed), frozen(base):
+    # RoadModel's generation has it for itself; the copies that the methods make of `base` keep its hook.
+    with seeded(recipe.seed), frozen(base), contiguous_head_inputs(base):
         methods = ThroughputMethods(base, max(8, *recipe.requests))
         report = _empty_report(methods, recipe.rounds)
         for setting, all_calls in _settings(methods, recipe):

@@ -408,7 +408,7 @@ class MultiTaskGenerationRecipe(_YamlRecipe):
         co_activation_warmup: fraction of the training steps over which the probability rises linearly from 0 to `co_activation`.
         co_activation_loss: the target of a token that decides a part of the answer of another active task: none ("own": it is
             left out), what the other active tasks predict without the example's own ("distilled"), or the token of the
-            example's answer ("all").
+            example's answer ("all"). Which tokens these are is known of behaviours; tasks with an `id` have none.
         shared: name of a task whose planes are active in every row of training and scoring, of plain answers or of a data set.
             Calls of the trained model name it beside the others, as in tasks=["label+shared"].
         template: Jinja template of the model's input, with the variable `prompt`. The tokeniser adds no special tokens to it.

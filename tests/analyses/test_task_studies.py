@@ -177,13 +177,13 @@ def test_multitask_accuracy(known, command, monkeypatch, tmp_path):
     for lost in ("against training alone", "to fewer planes", "to joint training", "to the other active task"):
         assert output["numbers"][f"co-activation 0: source, lost {lost}"].startswith("0.000")
     assert output["numbers"]["four epochs: co-activation 0.5: source, lost against training alone"].startswith("0.500")
-    closed = output["numbers"]["co-activation 0.5: source, lost less lost with four epochs"]
+    closed = output["numbers"]["co-activation 0.5: source, lost minus lost with four epochs"]
     assert closed.startswith("-0.500")
     longer = json.loads((tmp_path / "figures" / "multitask-accuracy-longer.json").read_text())
     of_study = content["variants"]["four epochs"]
     assert longer == of_study | {key: longer[key] for key in set(longer) - set(of_study)}
     assert (tmp_path / "figures" / "multitask-accuracy-tuned.png").is_file()
-    assert output["numbers"]["co-activation 0.5: source, lost less lost with own rates"].startswith("0.000")
+    assert output["numbers"]["co-activation 0.5: source, lost minus lost with own rates"].startswith("0.000")
     command("multitask-accuracy", "--quick", "--redraw")
     assert len(trained) == 12
 

@@ -137,6 +137,15 @@ def test_the_callers_random_numbers_and_model_stay():
     assert {name for name, each in model.named_parameters() if not each.requires_grad} == {"lm_head.weight"}
 
 
+def test_the_head_of_every_method_reads_states_that_are_no_slice():
+    """As in the generation of RoadModel: a slice costs a CPU a product per row."""
+    model, read = tiny_model("Llama", "causal-lm"), []
+    with model.lm_head.register_forward_hook(lambda module, args, output: read.append(args[0].is_contiguous())):
+        throughput(model, recipe(tasks=["requests", "distinct", "strengths"], lengths=[2], ranks=[2], requests=[3]))
+    assert len(read) > 20
+    assert all(read)
+
+
 def test_the_seed_is_that_of_tokens_and_lora_on_every_device():
     model = tiny_model("Llama", "causal-lm").to("meta")  # a device whose random numbers are not those of the CPU
     for draw in (lambda: draw_ids(model, 2, 3), lambda: StackedLora(model, find_sites(model, "attention"), 2, 4)):

@@ -291,6 +291,24 @@ def test_a_column_of_numbers_beside_one_of_texts_is_warned_of_where_a_template_t
         load_multitask_data(answering(train, answer="{{ answer }}", test=str(test), match="[0-9a-z]+"))
 
 
+def test_a_loss_that_is_for_behaviours_is_warned_of_with_tasks_of_data_sets(workplace):
+    tokenizer = load_tokenizer(recipe_for(workplace).model)
+    task = {"id": str(workplace / "pairs.jsonl"), "prompt": "{{ question }}", "answer": "{{ reply.text }}", "examples": 2}
+    with pytest.warns(UserWarning, match="co_activation_loss: own is for built-in behaviours: of the data set of task 'one' all"):
+        encode_multitask_data({}, tokenizer, recipe_for(workplace, f"tasks={{'one': {task}, 'two': {task}}}"))
+    quiet = (
+        recipe_for(workplace),
+        recipe_for(workplace, f"tasks={{'one': {task}}}"),
+        recipe_for(workplace, f"tasks={{'one': {task}, 'two': {task}}}", "co_activation=0"),
+        recipe_for(workplace, f"tasks={{'one': {task}, 'two': {task}}}", "co_activation_loss=all"),
+        recipe_for(workplace, f"tasks={{'one': {task}, 'two': {task}}}", "shared=two"),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for recipe in quiet:
+            encode_multitask_data({}, tokenizer, recipe)
+
+
 def test_training_answers_that_are_cut_off_are_warned_of(workplace):
     recipe = recipe_for(workplace)
     long = {"label": [Example("fine", (("", "word " * recipe.model.max_length),)), Example("fine", (("", "yes"),))]}
