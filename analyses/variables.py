@@ -75,7 +75,7 @@ FEWER = (STACKED, DEEP, SHARED, SEPARATE)
 OF_FEWER = (2, 8, 32, 64)  # coordinates of Gemma-3-270M's cities, whose trainings are slow, that FEWER are measured with
 COMPARED = [
     *((each, SHARED) for each in (*ROTATIONS, MASKED_BASIS, *WHITENED, *BOUNDLESS)),
-    (DEEP, SEPARATE),
+    *((each, SEPARATE) for each in (*ROTATIONS, MASKED_BASIS)),  # RAVEL's MDAS
     (BOUNDLESS_DEEP, BOUNDLESS_DAS),
 ]
 CLUSTERS = {"city": "Country"}  # cities of one country are not independent

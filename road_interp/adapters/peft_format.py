@@ -13,13 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from road_interp.adapters.base_model import BaseModelSignature
 from road_interp.adapters.modules_to_save import check_untied, differs, digest, load_tensors, module_tensors, read_safetensors
-from road_interp.adapters.storage import DESCRIPTION, PEFT_DESCRIPTION, AdapterValues
+from road_interp.adapters.storage import DESCRIPTION, PEFT_DESCRIPTION, AdapterValues, load
 from road_interp.arguments import check_argument, checked_list
 from road_interp.errors import InputError
 from road_interp.files import is_file, read_json_object, write_atomically
@@ -99,6 +100,8 @@ def write_rotations(
     config, folder = _road_config(values, base, modules_to_save), Path(folder)
     if (folder / CONFIG).exists():
         raise InputError(f"'{folder}' already contains a PEFT adapter; choose another folder")
+    if is_file(folder / DESCRIPTION) and not _are_equal(load(folder), values):
+        raise InputError(f"'{folder}' contains another adapter, which adapter.json describes; choose another folder")
     if values.positions != "all":
         raise InputError(f"positions '{values.positions}' cannot be expressed in PEFT: its RoAd rotates every token")
     saved = _modules_to_save(base, modules_to_save)
@@ -120,6 +123,16 @@ def write_rotations(
     payload = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, {"format": "pt"})
     write_atomically(folder / WEIGHTS, payload)
     config.save_pretrained(str(folder))
+
+
+def _are_equal(one: AdapterValues, other: AdapterValues) -> bool:
+    """Whether two adapters have equal angles and scales at equal sites."""
+    names = {site.name for site in one.sites}
+    return names == {site.name for site in other.sites} and all(
+        torch.equal(values[name].cpu(), same[name].cpu())
+        for values, same in ((one.theta, other.theta), (one.alpha, other.alpha))
+        for name in names
+    )
 
 
 def load_modules_to_save(base: PreTrainedModel, source: Source) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -72,6 +73,8 @@ def save(values: AdapterValues, folder: Path) -> None:
     """
     if is_file(folder / RUN_RECIPE) and is_dir(folder / RUN_ADAPTER):
         raise InputError(f"'{folder}' is the folder of a run, which has an adapter: save into another folder")
+    if is_file(folder / PEFT_DESCRIPTION):
+        warnings.warn(f"'{folder}' has an adapter in PEFT's format, too, which stays as it is: PEFT reads that one", stacklevel=3)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"{site.name}.theta": values.theta[site.name] for site in values.sites}
     tensors |= {f"{site.name}.alpha": values.alpha[site.name] for site in values.sites}

@@ -83,6 +83,7 @@ def controls(
     - the stacked rotation and DAS of rank 1 on a model of the same architecture with random weights, and with arbitrary answers.
 
     Args:
+        model: a causal language model; it is frozen and set to evaluation mode, and stays so.
         tokenizer: of the model, for unrelated continuations of the test pairs' bases.
         site, span: where states are exchanged, as in InterchangeRuns.
         steps: number of training steps of every trained interchange.

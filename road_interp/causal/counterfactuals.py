@@ -86,9 +86,16 @@ class CounterfactualPairs:
 
     @property
     def deciding_span(self) -> str:
-        """The first span in which base and source differ, or the first of all where only spans differ that some texts lack."""
-        differing = (span for span, words in self.words.items() if any(base != source for base, source in words))
-        return next(differing, next(iter(self.words)))
+        """The first span at whose last token base and source have been different texts, in any pair.
+
+        Raises InputError for pairs of equal texts.
+        """
+        texts = list(zip(self.base_ids, self.source_ids, strict=True))
+        for span, places in self.positions.items():
+            read = ((base[: b + 1], source[: s + 1]) for (base, source), (b, s) in zip(texts, places, strict=True))
+            if any(of_base != of_source for of_base, of_source in read):
+                return span
+        raise InputError(f"{self.name}: base and source are the same texts")
 
     def clusters(self, span: str) -> tuple[tuple[str, str], ...]:
         """The words of base and source that pairs share and intervals are over: those at a span, or, where these are fewer than

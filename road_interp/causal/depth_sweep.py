@@ -89,6 +89,7 @@ def depth_by_rows(
     """Train a stack for every depth and number of rows, and measure its interchange accuracy on the test pairs.
 
     Args:
+        model: a causal language model; it is frozen and set to evaluation mode, and stays so.
         layer: block whose output is exchanged.
         span: span whose last token is exchanged.
         seed: of the initial angles, and of the order of the pairs.

@@ -68,7 +68,7 @@ def cluster_direction(runs: InterchangeRuns, seed: int) -> Float[Tensor, "width 
         seed: of the initial centroids.
     """
     states = all_states(runs)
-    first, second = KMeans(2, n_init=10, random_state=seed).fit(states.cpu().numpy()).cluster_centers_
+    first, second = KMeans(2, n_init=10, random_state=seed % 2**32).fit(states.cpu().numpy()).cluster_centers_
     return _unit(second - first, states)
 
 

@@ -75,8 +75,9 @@ class InterchangeRuns:
     The computation before the intervened block and of the tokens before the exchanged one is the same in every run. The
     constructor runs all texts once and stores the input of that block, and the keys and values of every text; later runs start
     at that block and token. A model with rotations or hooks, or whose attention cannot read stored keys, is run from that block
-    on with complete texts. The model is frozen and set to evaluation mode. Before every evaluation and training it is asked about
-    four of the texts again, whose answers show whether its weights, hooks or adapters have changed.
+    on with complete texts. The model is frozen and set to evaluation mode, and stays so. Before every evaluation and training it
+    is asked about four of the texts again, whose answers show whether its weights, hooks or adapters have changed: by more than
+    1e-3 in a logit, or .5 in half precision, where smaller changes may be rounding.
 
     Args:
         model: a causal language model; for a RoadModel the model of `with road_model.attached() as model`, inside that context.

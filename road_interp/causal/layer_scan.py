@@ -65,6 +65,7 @@ def scan(
     """Measure interchange accuracy on the test split at the output of every layer and at every span.
 
     Args:
+        model: a causal language model; it is frozen and set to evaluation mode, and stays so.
         splits: as `load_pairs` returns them, or `Splits(train, validation, test)` of pairs that share no words.
         layers: block numbers.
         make: returns a new interchange for a width; a module with trainable parameters is trained on the training split first,

@@ -1,4 +1,7 @@
-"""CausalGym's table: the log odds ratio and the selectivity of every method at its best layer (Arora et al. 2024, section 4)."""
+"""The log odds ratio and the selectivity of every method at its best layer: CausalGym's metrics (Arora et al. 2024, section 4).
+
+Its table is another statistic: the maximum over token positions, averaged over layers, on pairs that the model answers rightly.
+"""
 
 from __future__ import annotations
 
@@ -113,6 +116,7 @@ def score_methods(
     starts.
 
     Args:
+        model: a causal language model; it is frozen and set to evaluation mode, and stays so.
         layers: numbers of blocks.
         span: of the word that decides the answer.
         steps: of every training.

@@ -23,6 +23,7 @@ from road_interp.files import read_json_object
 COUNTS = (512, 128, 400)  # pairs of the training, validation and test split
 DIVIDED = 10  # slots with fewer different stems are taken for function words, which all splits share
 LABEL_DIVIDED = 3  # the variable's words are divided if there are at least as many stems: one per split
+SLOT = r"{([^{}]+)}"
 
 # One dictionary from slot to word per choice; slots such as clause.verb and clause.object are chosen together.
 Words = list[dict[str, str]]
@@ -43,7 +44,7 @@ def load_pairs(
     The words of a slot are divided among the splits. Words with the same first four letters stay in one split and count as one in
     intervals, so that singular and plural of a noun are not separated. Words of several slots that are chosen together are
     divided by those of the first slot. Lists with fewer than ten different beginnings (prepositions, determiners) are shared by
-    all splits.
+    all splits, but for words that another list has divided; those of the variable are divided from three on.
 
     Args:
         task: "agreement" (number of a subject, and the verb after a prepositional phrase), "gender" (a name and its pronoun), or
@@ -104,7 +105,9 @@ def _check_format(task: Mapping[str, Any]) -> None:
 def _pools(task: Mapping[str, Any], rng: random.Random) -> tuple[Pool, Pool, Pool]:
     """The words of each split. The variable's words are divided first; other words with the same first letters follow them."""
     label_slots = [task["label"]] if isinstance(task["label"], str) else list(task["label"])
-    slots = list(dict.fromkeys(slot for template in task["templates"] for slot in re.findall(r"{([\w.]+)}", template)))
+    slots = list(dict.fromkeys(slot for template in task["templates"] for slot in re.findall(SLOT, template)))
+    if unpaired := [template for template in task["templates"] if re.search("[{}]", re.sub(SLOT, "", template))]:
+        raise InputError(f"the template {unpaired[0]!r} has a brace without its partner")
     for slot in (*slots, *label_slots):
         if slot not in task["variables"]:
             raise InputError(f"the slot '{slot}' has no words")
@@ -146,7 +149,7 @@ def _divide(words: Words, split_of: dict[str, int], least: int, rng: random.Rand
     """
     stems = [_stem(choice) for choice in words]
     if len(set(stems)) < least:
-        return words, words, words
+        return _undivided(words, stems, split_of)
     new_stems = sorted(set(stems) - set(split_of))
     rng.shuffle(new_stems)
     tests, validations = (max(1, round(share * len(new_stems))) for share in (0.25, 0.15))
@@ -154,6 +157,13 @@ def _divide(words: Words, split_of: dict[str, int], least: int, rng: random.Rand
     train, validation, test = ([w for w, stem in zip(words, stems, strict=True) if split_of[stem] == split] for split in range(3))
     if not (train and validation and test):
         raise InputError(f"the words of '{', '.join(words[0])}' cannot be divided into three splits; try another seed")
+    return train, validation, test
+
+
+def _undivided(words: Words, stems: Sequence[str], split_of: Mapping[str, int]) -> tuple[Words, Words, Words]:
+    """All words in every split, but those whose stem another list has put into one: they stay in it, if none is left empty."""
+    shares = [[w for w, stem in zip(words, stems, strict=True) if split_of.get(stem, split) == split] for split in range(3)]
+    train, validation, test = shares if all(shares) else (words, words, words)
     return train, validation, test
 
 
@@ -194,7 +204,7 @@ def _spans(template: str, words: Mapping[str, str]) -> dict[str, str]:
     """The slots of a template and the texts between them, by name in order; a space belongs to the span after it."""
     spans: dict[str, str] = {}
     space = ""
-    for token in re.findall(r"{[\w.]+}|[^{]+", template):
+    for token in re.findall(r"{[^{}]+}|[^{]+", template):
         slot = token.strip("{}") if token.startswith("{") else None
         if slot is None and not token.strip():
             space = token

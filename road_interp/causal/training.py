@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from numbers import Real
 from typing import Any
@@ -19,6 +20,8 @@ from road_interp.models.seeding import generator_of
 from road_interp.progress import Progress, silent
 
 BATCH_SIZE = 16  # pairs per step
+RATE_OF_BOUNDARIES = 10  # of pyvene's boundless DAS, times that of its rotation, as in its tutorial
+BOUNDARIES = "intervention_boundaries"  # its name there
 
 
 def train_interchange(
@@ -34,7 +37,7 @@ def train_interchange(
     """Train an interchange, in place, so that the model gives the source's answer after the base text.
 
     The loss is the cross entropy of the source's answer among all answers of the task. The optimizer is Adam, with a learning
-    rate that decays linearly to zero.
+    rate that decays linearly to zero; that of the boundary of pyvene's boundless DAS is ten times as large.
 
     Args:
         interchange: a pyvene intervention with a source, or a module called with the states of base and source.
@@ -98,7 +101,13 @@ def run_steps(
             mask, or nothing to train.
     """
     _check_training(interchange, steps, learning_rate, temperatures)
-    optimizer = torch.optim.Adam([each for each in interchange.parameters() if each.requires_grad], lr=float(learning_rate))
+    optimizer = torch.optim.Adam(
+        [
+            {"params": [each], "lr": float(learning_rate) * (RATE_OF_BOUNDARIES if name.endswith(BOUNDARIES) else 1)}
+            for name, each in interchange.named_parameters()
+            if each.requires_grad
+        ]
+    )
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     losses = []
     for step, batch in enumerate(_shuffled_rows(rows, BATCH_SIZE, steps, seed, device)):
@@ -134,6 +143,11 @@ def _check_training(interchange: nn.Module, steps: object, learning_rate: Any, t
         raise InputError("the training needs gradients: leave torch.no_grad() or torch.inference_mode() first")
     if not any(parameter.requires_grad for parameter in interchange.parameters()):
         raise InputError(f"a {type(interchange).__name__} without trainable parameters cannot be trained")
+    if temperatures is None and hasattr(interchange, "set_temperature") and not hasattr(interchange, "has_soft_mask"):
+        warnings.warn(
+            f"{type(interchange).__name__} swaps in part at its present temperature: give temperatures, as in (50.0, 0.1)",
+            stacklevel=4,
+        )
     if temperatures is not None:
         if not hasattr(interchange, "set_temperature") or not getattr(interchange, "has_soft_mask", True):
             raise InputError(

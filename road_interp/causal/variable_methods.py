@@ -132,7 +132,8 @@ class VariableMethod(NamedTuple):
 NO_SWAP = "no swap"
 STACKED, DEEP, PLANES = "stacked RoAd", "deep RoAd", "RoAd planes"
 FROM_COMPONENTS = "stacked RoAd from components"
-SHARED = "multi-task DAS"  # low-rank, one basis that the variables divide (MDAS of RAVEL)
+# Low-rank, trained on cause and isolation as RAVEL's MDAS, with one basis that the variables divide; MDAS has one of each.
+SHARED = "multi-task DAS"
 SEPARATE, MASKED_BASIS = "DAS of each variable", "masked trained basis"
 METHODS: dict[str, VariableMethod] = {
     STACKED: VariableMethod(lambda of: _road(of, butterfly.full_depth(of.width)), 1e-1),

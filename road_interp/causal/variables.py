@@ -35,7 +35,7 @@ class VariableRuns:
     """Runs of pairs in which one variable each is swapped.
 
     Args:
-        model: a causal language model.
+        model: a causal language model; it is frozen and set to evaluation mode, and stays so.
         pairs: the pairs.
         site: a site, or a block number for its output.
         variables: the order of the variables, as in VariableCoordinates.

@@ -104,7 +104,7 @@ class ContinuousBatching:
 
     Args:
         model: the base model.
-        selection: the model's adapters.
+        current: gives the model's adapters as they are when it is called.
         positions: "all", or "prompt" for the tokens of the prompts only.
         generation_config: transformers' settings of the generation, complete.
         engine_config: transformers' ContinuousBatchingConfig; some of its settings are fixed (`batching_engine.ENGINE`).
@@ -118,7 +118,7 @@ class ContinuousBatching:
     def __init__(
         self,
         model: PreTrainedModel,
-        selection: RowSelection,
+        current: Callable[[], RowSelection],
         positions: Any,
         generation_config: GenerationConfig,
         engine_config: Any = None,
@@ -132,6 +132,7 @@ class ContinuousBatching:
         if model.config.is_encoder_decoder:
             raise InputError(f"continuous batching runs decoders only, and {type(model).__name__} has an encoder: use generate")
         check_settings(generation_config)
+        selection = current()
         if (inside := site_in_experts(model, selection.rotations.sites)) is not None:
             raise InputError(IN_EXPERTS.format(inside))
         head = model.get_output_embeddings()
@@ -140,7 +141,7 @@ class ContinuousBatching:
                 raise InputError(
                     f"site '{site.name}': continuous batching computes logits of last tokens only, and cannot rotate them"
                 )
-        self._model, self._selection, self._positions = model, selection, positions
+        self._model, self._current, self._selection, self._positions = model, current, selection, positions
         self._generation_config, self._engine_config, self._sizes = generation_config, engine_config, sizes
         self._table, self._weights = FactorTable(selection), merged_rotations(model)
         self._requests: dict[str, _Request] = {}
@@ -155,6 +156,9 @@ class ContinuousBatching:
             self._context = undo.enter_context(opened(self._model, "continuous batching", "alone"))
             if merged_rotations(self._model) != self._weights:
                 raise InputError("rotations were merged or unmerged since the engine was made: make it again")
+            now, then = self._current(), self._selection
+            if now.bank is not then.bank or now.planes is not then.planes or now.rotations.devices != then.rotations.devices:
+                raise InputError("bank, planes or device of the model have changed since the engine was made: make it again")
             for request in [*self._requests]:  # of an earlier `with` statement, whose engine did not finish them
                 self._forget(request)
             self._manager = make_engine(self._model, self._generation_config, self._engine_config, self._sizes)

@@ -54,9 +54,7 @@ class FactorTable:
             maps = self._computed(adapter)
             row = self._rows[kind] = self._free_row(kind)
             self._write(row, maps)
-            for device in self._buffers:
-                if device.type == "cuda":  # the engine reads on a stream of its own
-                    torch.cuda.current_stream(device).synchronize()
+            self._synchronize()
         self._uses[row] += 1
         self._unused.pop(row, None)
         return row
@@ -104,11 +102,18 @@ class FactorTable:
             self._kinds[row] = kind
             return row
         if len(self._kinds) == capacity:
-            self._replaced = self._buffers  # a pass on a GPU may still read them
-            self._buffers = {device: _doubled(buffer) for device, buffer in self._buffers.items()}
+            longer = {device: _doubled(buffer) for device, buffer in self._buffers.items()}
+            self._synchronize()
+            self._replaced, self._buffers = self._buffers, longer  # a pass on a GPU may still read those before
         self._kinds.append(kind)
         self._uses.append(0)
         return len(self._kinds) - 1
+
+    def _synchronize(self) -> None:
+        """Wait for what this thread has written: the engine reads on a stream of its own."""
+        for device in self._buffers:
+            if device.type == "cuda":
+                torch.cuda.current_stream(device).synchronize()
 
     def _stored(self, site: int, row: int) -> PlaneMaps:
         """Views of one site's maps in a row."""

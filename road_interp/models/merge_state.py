@@ -43,7 +43,7 @@ class MergeState:
         """Raise InputError if the rotations of the weights are not those of the model.
 
         Another RoadModel has merged rotations into the model, or restored it, since this was made; the bank has got another
-        adapter in place of the merged one; or its angles or scales have changed.
+        adapter in place of the merged one; its angles or scales have changed; or the weights were overwritten.
 
         Args:
             parameters: angles and scales of the model by site; none for a bank.
@@ -61,6 +61,9 @@ class MergeState:
                 "the weights of the base model have changed: another RoadModel has merged its rotations into them, or unmerged "
                 "them, since this one was made. Make this RoadModel again for the weights as they are"
             )
+
+        if self._weights is not None:
+            self._weights.check()
 
     def _check_values(self, parameters: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Raise InputError for other angles and scales than those that are merged."""

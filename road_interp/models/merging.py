@@ -53,6 +53,7 @@ class MergedWeights:
             raise
         for module in self._modules():
             setattr(module, MERGED, (*getattr(module, MERGED, ()), self.name))
+        self._states = {path: _state(module) for path, (module, *_) in self._originals.items()}
 
     @property
     def names(self) -> list[str]:
@@ -78,6 +79,13 @@ class MergedWeights:
         self._copy_back()
         for module in self._modules():
             setattr(module, MERGED, getattr(module, MERGED)[:-1])
+
+    def check(self) -> None:
+        """Raise InputError if weights that were written since, such as by `load_state_dict`, are not the rotated ones."""
+        for path, (module, *_) in self._originals.items():
+            if (state := _state(module)) != self._states[path]:
+                self._check_as_merged(path)
+                self._states[path] = state
 
     @torch.no_grad()
     def _check_as_merged(self, path: str) -> None:
@@ -107,6 +115,12 @@ class MergedWeights:
             module.weight.copy_(weight)
             if bias is not None:
                 module.bias.copy_(bias)
+
+
+def _state(module: Any) -> list[tuple[int, int]]:
+    """What changes where the weights of a module are written or replaced."""
+    weights = [each for each in (module.weight, module.bias) if each is not None]
+    return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in weights]
 
 
 def _are_equal(current: Tensor, expected: Tensor) -> bool:

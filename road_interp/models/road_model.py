@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -395,7 +396,7 @@ class RoadModel(PyveneModel):
             raise InputError(f"the rotations are {applied}: continuous batching would apply them twice")
         self._check_weights()
         positions = self.positions if positions is None else positions
-        return ContinuousBatching(self.model, self._selection, positions, config, engine_config, sizes)
+        return ContinuousBatching(self.model, lambda: self._selection, positions, config, engine_config, sizes)
 
     def set_trainable(self, what: Literal["both", "angles", "magnitudes"]) -> RoadModel:
         """Make the angles (`theta`), the magnitudes (`alpha`) or both trainable, and freeze the others. Returns the model.
@@ -435,14 +436,21 @@ class RoadModel(PyveneModel):
 
     @property
     def adapter(self) -> RoadAdapter:
-        """The current angles and scales as a RoadAdapter. Raises InputError for a model with a bank, which has several."""
+        """The current angles and scales as a RoadAdapter. Raises InputError for a model with a bank, which has several.
+
+        Positions that are lists are of one batch: the adapter has those of the one that the model was made of, with a warning.
+        """
         if self.bank is not None:
             raise InputError("this model uses a bank: take an adapter from it by name, as in model.bank['a']")
         theta, alpha = {}, {}
         for site, intervention in self.by_site():
             theta[site.name] = intervention.theta.detach().cpu().clone()
             alpha[site.name] = intervention.alpha.detach().cpu().clone()
-        positions = self.positions if isinstance(self.positions, str) else self._family.positions  # lists are of one batch
+        positions = self.positions if isinstance(self.positions, str) else self._family.positions
+        if positions is not self.positions:
+            warnings.warn(
+                f"positions that are lists are of one batch and not kept: the adapter rotates {positions!r} tokens", stacklevel=2
+            )
         return replace(self._family, theta=theta, alpha=alpha, base=BaseModelSignature.of(self.model), positions=positions)
 
     def by_site(self) -> Iterator[tuple[Site, RoadIntervention]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -102,7 +103,9 @@ class RotationContext:
         self._modules: SiteModules | None = None  # while it is attached
         self._maps: RowMaps | None = None  # the maps of the last pass in any thread
         self._last = EVERY_TOKEN  # the selection of the last pass in any thread
+        self._trained: RowMaps | None = None  # those of the last pass with gradients, which a backward pass may compute again
         self._open_passes = 0  # in any thread: compiled code cannot tell threads apart
+        self._generating = 0  # calls of `generate`, in any thread
         self._thread = InThread()
         self._checkpointed = CheckpointedSelections(positions)
         types = model_types(model)
@@ -149,6 +152,8 @@ class RotationContext:
         self._undo.close()
         if replaced is not None:
             warnings.warn(f"{replaced}; what was called since then was not rotated there", stacklevel=5)
+        if kind is None and self._generating:
+            raise InputError(_went_on("generate of another thread", self._context.name))
         is_known = self._is_attached or self._rotated_any or self._context.compiles
         if kind is None and not is_known and not _has_compiled_code(self._model):
             first = self._coefficients.sites[0].module
@@ -278,6 +283,7 @@ class RotationContext:
             check_own_tokens(self._outside_text, inputs)
         maps = self._row_maps()
         self._thread.current = self._thread.current._replace(depth=depth, maps=maps, trains=torch.is_grad_enabled())
+        self._trained = maps if torch.is_grad_enabled() else self._trained
         if maps.by_row:
             self._check_sites_by_row(inputs)
             check_dense_head(self._model, self._coefficients.sites, inputs)
@@ -316,11 +322,16 @@ class RotationContext:
             head_inputs = nullcontext() if compiles_generation(model, inputs) else contiguous_head_inputs(model)
             outer = self._thread.generates, self._thread.prompt  # of a generate that calls this one
             self._thread.generates, self._thread.prompt = True, None if self._positions == "all" else prompt_mask(model, inputs)
+            self._generating += 1
             try:
                 with head_inputs:
-                    return original(*args, **kwargs)
+                    generated = original(*args, **kwargs)
             finally:
+                self._generating -= 1
                 self._thread.generates, self._thread.prompt = outer
+            if ended:
+                raise InputError(_went_on(f"generate in {threading.current_thread().name}", self._context.name))
+            return generated
 
         def restore() -> None:
             nonlocal ended
@@ -344,7 +355,10 @@ class RotationContext:
         if tracing:
             return self._last
         recomputed = self._checkpointed.in_backward() if is_backward() else None
-        return recomputed or self._thread.current.selection or self._last
+        selection = recomputed or self._thread.current.selection or self._last
+        if torch.is_grad_enabled() and not is_backward() and is_recomputed(self._model):  # by a checkpoint of the caller's
+            self._checkpointed.add(selection)
+        return selection
 
     def _why_outside(self, site: Site) -> str:
         kind = type(self._model).__name__
@@ -443,13 +457,14 @@ class RotationContext:
     def _maps_for(self, hidden: Tensor, site: Site) -> RowMaps:
         """The maps as read at the start of the pass, or now if a submodule of the model is called directly.
 
-        A backward pass, which may run in a thread of its own, has those of the last pass.
+        A backward pass, which may run in a thread of its own, has those of the last pass with gradients.
         """
         current = self._thread.current
         if current.depth and current.maps is not None:
             maps = current.maps
         else:
-            maps = self._maps if is_backward() and self._maps is not None else self._row_maps()
+            last = self._trained or self._maps
+            maps = last if is_backward() and last is not None else self._row_maps()
         if self._rows > 1 and self._is_outside():
             self._check_sites_by_row({})
             # With two axes, rows and tokens may be joined; generate may have several beams per row.
@@ -460,6 +475,10 @@ class RotationContext:
             if behind or hidden.shape[0] != current.shape[0]:
                 _check_first_axis(hidden, site, *current.shape)
         return maps
+
+
+def _went_on(call: str, context: str) -> str:
+    return f"{call} went on after the end of {context}, which took off its rotations: wait for it inside the `with` statement"
 
 
 def _rows_and_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -46,6 +46,8 @@ class RowMaps:
     def for_batch(self, index: int, hidden: Tensor, site: Site) -> PlaneMaps:
         """The maps of the site with this index, one row per example, repeated where generation expands the batch (beams), and
         where a module joins rows and tokens. Errors name `site`."""
+        if self.by_row and hidden.ndim == 2 and len(hidden) != self.rows:  # large, and of another size in every pass
+            return self._shape(index, hidden, site)
         key = index, hidden.shape[0], hidden.ndim
         shaped = self._shaped.get(key)
         if shaped is None:

@@ -527,3 +527,14 @@ def test_peft_adapters_with_heads_of_their_own_cannot_share_a_bank(from_folders,
         source = {name: tmp_path / name for name in ("a", "b")}
     with pytest.raises(InputError, match="'b' does not fit this bank: its modules_to_save differ"):
         RoadBank.from_peft(source, base)
+
+
+def test_two_adapters_are_not_put_into_one_folder(tmp_path):
+    base = tiny_model("Llama", "causal-lm")
+    first, second = (random_adapter(find_sites(base, "q_proj"), seed=seed) for seed in (1, 2))
+    first.save(tmp_path / "x")
+    with pytest.raises(InputError, match="x' contains another adapter, which adapter.json describes; choose another folder"):
+        second.to_peft(tmp_path / "x", base)
+    first.to_peft(tmp_path / "x", base)
+    with pytest.warns(UserWarning, match="x' has an adapter in PEFT's format, too, which stays as it is: PEFT reads that one"):
+        second.save(tmp_path / "x")

@@ -112,6 +112,40 @@ def test_causalgym_templates_with_several_label_slots_and_joint_lists(tokenizer,
     assert list(splits.train.positions) == ["det", "noun", "clause.verb", "the", "clause.object", "last"]
 
 
+def test_names_of_slots_may_have_hyphens(tokenizer, templates):
+    """As clause.relc-np in CausalGym's gss_subord_obj-relc."""
+    words = {name.replace("object", "relc-np"): listed for name, listed in FILLER_GAP["variables"].items()}
+    template = "{lead}{det} {noun} {clause.verb} the {clause.relc-np}"
+    templates.write_text(json.dumps({"gap": {**FILLER_GAP, "templates": [template], "variables": words}}))
+    pairs = load_pairs("gap", tokenizer, (100, 100, 100), templates=templates).train
+    assert [*pairs.positions][-2:] == ["clause.relc-np", "last"]
+    assert {text.split()[-1] for text in pairs.base} == {"taxi", "window"}
+    templates.write_text(json.dumps({"gap": {**FILLER_GAP, "templates": ["{lead}{det} {noun"]}}))
+    with pytest.raises(InputError, match="the template '{lead}{det} {noun' has a brace without its partner"):
+        load_pairs("gap", tokenizer, templates=templates)
+
+
+def test_words_of_a_short_list_stay_in_the_split_that_a_longer_list_gave_them(templates):
+    nouns = [f"{letter}{letter}{letter}{letter}" for letter in "abcdefghijklmnopqrst"]
+    task = {
+        "templates": ["{det} {noun} saw {other}"],
+        "label": "det",
+        "result_prepend_space": True,
+        "labels": {"yes": ["he"], "no": ["she"]},
+        "variables": {"det": {"yes": ["the"], "no": ["some"]}, "noun": nouns, "other": nouns[::3]},
+    }
+    templates.write_text(json.dumps({"seen": task}))
+    tokenizer = word_tokenizer("the some saw he she", *nouns)
+    for seed in range(3):
+        splits = load_pairs("seen", tokenizer, (200, 100, 100), seed, templates)
+        words = [{word for text in pairs.base for word in text.split() if word in nouns} for pairs in splits]
+        others = [{text.split()[-1] for text in pairs.base} for pairs in splits]
+        if len(set.union(*others)) < sum(map(len, others)):  # a split had none of the short list, so that all splits have all
+            assert others[0] == others[1] == others[2] == set(nouns[::3])
+        else:
+            assert sum(map(len, words)) == len(set.union(*words)) == 20
+
+
 def test_pairs_come_from_a_file_and_from_a_callable(tokenizer, tmp_path):
     path = tmp_path / "pairs.jsonl"
     lines = [

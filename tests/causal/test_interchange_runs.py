@@ -381,6 +381,17 @@ def test_the_swaps_without_learning(taught):
     assert late.accuracy == 0  # after the last block only the last position affects the answer
 
 
+def test_the_boundary_of_pyvenes_boundless_das_moves_ten_times_as_fast(taught):
+    """With the rate of its rotation it could hardly leave the middle."""
+    model, pairs = taught
+    runs, boundless = InterchangeRuns(model, pairs, 0, "name"), pyvene.BoundlessRotatedSpaceIntervention(embed_dim=32)
+    boundless.temperature.requires_grad_(False)
+    train_interchange(runs, boundless, 1, 0.003, temperatures=(1.0, 0.1))
+    assert abs(float(boundless.intervention_boundaries) - 0.5) == pytest.approx(0.03, rel=1e-3)
+    with pytest.warns(UserWarning, match="BoundlessRotatedSpaceIntervention swaps in part at its present temperature: give temp"):
+        train_interchange(runs, boundless, 1, 0.003)
+
+
 @pytest.mark.parametrize("rows", ["one", "first", "mask"])
 def test_an_interchange_is_learned(taught, rows):
     model, pairs = taught

@@ -92,6 +92,13 @@ def test_the_span_that_decides(tokenizer):
     assert deciding({"who": "Basil", "does": " cried", "why": " because"}, {"does": "cried", "why": " because"}) == "does"
 
 
+def test_the_span_that_decides_is_behind_a_difference_that_some_texts_lack(tokenizer):
+    """As in CausalGym's garden paths, whose variable is a comma or nothing: the first words are the same texts."""
+    spans = {"sub": "because", "the": " Basil", "comma": " who", "npz": " cried"}
+    without = {name: text for name, text in spans.items() if name != "comma"}
+    assert encode_pairs([Pair(spans, without, " he", " she")], tokenizer).deciding_span == "npz"
+
+
 def test_one_block_at_least_is_scored(taught):
     model, pairs = taught
     with pytest.raises(InputError, match="causal.score_methods needs the number of one block at least"):

@@ -549,6 +549,45 @@ def test_checkpoints_around_blocks_are_refused_in_a_call_with_frozen_rotations()
         torch.testing.assert_close(gradient, own)
 
 
+def checkpointed(positions):
+    """A model with frozen weights whose blocks are computed again in backward, but not by transformers' own checkpointing."""
+    model = road_model(target_modules="q_proj", positions=positions)
+    model.model.requires_grad_(False).train()
+    for block in model.model.model.layers:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    return model
+
+
+def test_other_tokens_of_two_passes_are_not_computed_again_by_checkpoints_of_others():
+    model, batch = checkpointed("last"), token_batch(2)
+    other = {**batch, "attention_mask": batch["attention_mask"].clone()}
+    other["attention_mask"][:, -1] = 0
+    with model.attached() as base:
+        base(**batch, use_cache=False).logits.sum().backward()
+        both = base(**batch, use_cache=False).logits.sum() - base(**other, use_cache=False).logits.sum()
+        with pytest.raises(InputError, match="positions 'last' are different tokens in them: call backward after every pass"):
+            both.backward()
+
+
+def test_a_pass_without_gradients_between_forward_and_backward_leaves_checkpoints_alone():
+    model, batch = checkpointed("all"), token_batch(2)
+
+    def gradients(between):
+        model.zero_grad()
+        with model.attached() as base:
+            loss = base(**batch, use_cache=False).logits.square().sum()
+            if between:
+                with torch.no_grad():
+                    base(**token_batch(3), use_cache=False)
+            loss.backward()
+        return [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+
+    expected = gradients(False)
+    assert len(expected) == 4
+    for found, gradient in zip(gradients(True), expected, strict=True):
+        torch.testing.assert_close(found, gradient)
+
+
 def test_a_part_is_not_generated_with_without_a_cache():
     """Every pass has an empty cache then, and "last" was another token in each."""
     base, batch = tiny_model("Llama", "causal-lm"), token_batch()

@@ -225,6 +225,16 @@ def test_adapters_are_added_and_replaced_while_it_runs():
     assert [added, replaced] == alone(model, PROMPTS[:1] * 2, adapter_names=["new", "a"])
 
 
+def test_an_engine_of_another_bank_is_made_again():
+    model = bank_model()
+    engine = model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config())
+    model.bank = RoadBank({name: random_adapter(model.sites, seed=9) for name in "ab"})
+    with pytest.raises(InputError, match="bank, planes or device of the model have changed since the engine was made"), engine:
+        pass
+    with model.continuous_batching(generation_config=SETTINGS, engine_config=engine_config()) as again:
+        again.add(PROMPTS[0], "a")
+
+
 def test_layers_that_the_engine_does_not_have_are_refused():
     base = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4))
     model = RoadModel(base, RoadAdapter.identity(find_sites(base, "all-linear")))

@@ -73,6 +73,22 @@ def test_weights_that_have_changed_since_they_were_rotated_are_not_overwritten(c
     assert all(torch.equal(tensor, changed[name]) for name, tensor in model.model.state_dict().items() if not tensor.is_meta)
 
 
+@torch.no_grad()
+def test_a_call_after_original_weights_were_loaded_over_merged_ones_is_refused():
+    model, batch = road_model(target_modules="attention-qk"), token_batch()
+    original = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    expected = model(base=batch)[1].logits
+    rotated = {name: tensor.clone() for name, tensor in model.merge().state_dict().items()}
+    model.model.load_state_dict(rotated)
+    torch.testing.assert_close(model(base=batch)[1].logits, expected)
+    model.model.load_state_dict(original)
+    for _ in range(2):
+        with pytest.raises(InputError, match="weight of 'model.layers.0.self_attn.q_proj' has changed since it was rotated"):
+            model(base=batch)
+    model.model.load_state_dict(rotated)
+    torch.testing.assert_close(model(base=batch)[1].logits, expected)
+
+
 def test_a_small_change_beside_one_large_weight_is_seen_in_half_precision():
     base = tiny_model("Llama", "causal-lm").to(torch.bfloat16)
     weight = base.model.layers[0].self_attn.q_proj.weight

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import CompileConfig, DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, StaticCache
 
 from helpers.models import padded_batch, random_adapter, tiny_model, token_batch
-from helpers.road_models import bank_model, road_model
+from helpers.road_models import bank_model, road_model, untouched
 from road_interp.adapters.joined_names import BASE
 from road_interp.errors import InputError
 from road_interp.models.continuous_batching import ContinuousBatching
@@ -363,6 +363,30 @@ def test_a_call_that_goes_on_after_the_end_of_attached_is_an_error():
         ended.set()
         with pytest.raises(InputError, match=r"a call in .* went on after the end of attached\(\)"):
             call.result()
+
+
+@torch.no_grad()
+def test_a_generate_that_goes_on_after_the_end_of_attached_is_an_error_in_both_threads():
+    model, batch = road_model(), token_batch(2)
+    inside, ended, message = threading.Event(), threading.Event(), r"went on after the end of attached\(\).*, which took off"
+
+    def wait(*_):
+        inside.set()
+        ended.wait(10)
+
+    def attached():
+        with model.attached() as base:
+            calls.append(pool.submit(lambda: base.generate(**batch, max_new_tokens=3, do_sample=False)))
+            inside.wait(10)
+
+    calls = []
+    with model.model.model.layers[1].register_forward_pre_hook(wait), ThreadPoolExecutor(1) as pool:
+        with pytest.raises(InputError, match=f"^generate of another thread {message}"):
+            attached()
+        ended.set()
+        with pytest.raises(InputError, match=f"^generate in .* {message}"):
+            calls[0].result()
+    assert untouched(model)
 
 
 # ------------------------------------------------------------------ beside merge and attached

@@ -856,3 +856,11 @@ def test_pyvenes_list_of_trained_parameters_and_its_freezing():
     assert model.get_trainable_parameters() == []
     with pytest.raises(InputError, match=r"use bank.trainable\(\)"):
         bank_model().get_trainable_parameters()
+
+
+def test_an_adapter_of_a_model_with_listed_positions_says_so():
+    model = RoadModel(tiny_model("Llama", "causal-lm"), road_model(target_modules="q_proj").adapter, positions=[[0], [2]])
+    with pytest.warns(
+        UserWarning, match="positions that are lists are of one batch and not kept: the adapter rotates 'all' tokens"
+    ):
+        assert model.adapter.positions == "all"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import Ernie4_5_MoeConfig, Ernie4_5_MoeForCausalLM
 
-from helpers.models import GROUPED, random_adapter, token_batch
+from helpers.models import GROUPED, random_adapter, tiny_model, token_batch
 from road_interp.adapters.bank import RoadBank
 from road_interp.models.road_model import RoadModel
 from road_interp.models.row_maps import RowMaps
@@ -20,6 +20,18 @@ def test_maps_are_invertible_down_to_the_smallest_scale():
     assert RowMaps([PlaneMaps(smallest), PlaneMaps(torch.ones_like(smallest))]).invertible
     assert not RowMaps([PlaneMaps(torch.ones_like(smallest)), PlaneMaps(smallest / 2)]).invertible
     assert not RowMaps([PlaneMaps(torch.ones_like(smallest), torch.ones_like(smallest))]).invertible
+
+
+def test_maps_of_joined_rows_and_tokens_are_not_kept():
+    """They are as large as the states, and of another size in every pass."""
+    maps = RowMaps([PlaneMaps(torch.ones(2, 4, dtype=torch.complex64))])
+    (site,) = find_sites(tiny_model("Llama"), "block-output", layers=0)
+    for tokens in (3, 5, 7):
+        assert maps.for_batch(0, torch.zeros(2 * tokens, 8), site).a.shape == (2 * tokens, 4)
+    for _ in range(2):
+        maps.for_batch(0, torch.zeros(2, 8), site)
+        maps.for_batch(0, torch.zeros(4, 3, 8), site)
+    assert len(maps._shaped) == 2
 
 
 def test_rows_joined_with_tokens_repeat_the_maps_of_their_own_sites_only(monkeypatch):
