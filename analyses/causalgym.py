@@ -159,9 +159,8 @@ STUDY = Study(
     title="CausalGym's tasks",
     question="How do the methods that find one variable rank over CausalGym's tasks?",
     caveat=(
-        "These are not the numbers of CausalGym's table, which averages the best token's over layers, on pairs that the model "
-        "answers rightly: here the word that decides and the best block by validation, on all pairs. "
-        "One model, one seed, and a rate per method that was not tuned. A mean over few tasks does not order methods whose "
+        "One model, one seed, a rate per method that was not tuned, and other numbers than those of CausalGym's table, which "
+        "averages the best token over layers, on pairs that the model answers rightly. A mean over few tasks does not order methods whose "
         "difference is near its standard error over tasks. Test pairs have few different words in most tasks, so that the "
         "intervals of one task may be too narrow."
     ),

@@ -48,8 +48,9 @@ def test_adapter_folders_and_peft_folders(tmp_path, base, adapters):
     pytest.importorskip("peft", reason="needs the extra [peft]")
     adapters[0].save(tmp_path / "own")
     adapters[1].to_peft(tmp_path / "from-peft", base)
-    adapters[0].save(tmp_path / "both")
     adapters[1].to_peft(tmp_path / "both", base)
+    with pytest.warns(UserWarning, match="has an adapter in PEFT's format, too"):
+        adapters[0].save(tmp_path / "both")
     (tmp_path / "notes").mkdir()
     (tmp_path / ".hidden").mkdir()
     folder = ServedAdapters(tmp_path, base, "base")
