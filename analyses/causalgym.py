@@ -160,9 +160,9 @@ STUDY = Study(
     question="How do the methods that find one variable rank over CausalGym's tasks?",
     caveat=(
         "One model, one seed, a rate per method that was not tuned, and other numbers than those of CausalGym's table, which "
-        "averages the best token over layers, on pairs that the model answers rightly. A mean over few tasks does not order methods whose "
-        "difference is near its standard error over tasks. Test pairs have few different words in most tasks, so that the "
-        "intervals of one task may be too narrow."
+        "averages the best token over layers, on pairs that the model answers rightly. A mean over few tasks does not order "
+        "methods whose difference is near its standard error over tasks. Test pairs have few different words in most tasks, so "
+        "that the intervals of one task may be too narrow."
     ),
     recipe=Settings,
     conditions={task: Condition(task, (f"task={task}",), requires=("templates",), seeds=1) for task in TASKS},
