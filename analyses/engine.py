@@ -60,8 +60,8 @@ STUDY = Study(
     ),
     caveat=(
         "Ratios of times on one machine, for models below 300 million parameters. Larger models and other devices have other "
-        "ratios. Gemma-3-270M has three rounds, on a machine with noise of a tenth and more: rotations below the bare model, "
-        "which computes less, show its size."
+        "ratios. Gemma-3-270M has three rounds, on a machine with noise of a tenth and more, as its ratios below 1 over the bare "
+        "model show, which computes less."
     ),
     recipe="throughput-smollm2",
     conditions={

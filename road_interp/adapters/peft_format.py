@@ -126,9 +126,10 @@ def write_rotations(
 
 
 def _are_equal(one: AdapterValues, other: AdapterValues) -> bool:
-    """Whether two adapters have equal angles and scales at equal sites."""
+    """Whether two adapters are the same rotations of the same sites."""
     names = {site.name for site in one.sites}
-    return names == {site.name for site in other.sites} and all(
+    are_alike = (one.variant, one.group_size, names) == (other.variant, other.group_size, {site.name for site in other.sites})
+    return are_alike and all(
         torch.equal(values[name].cpu(), same[name].cpu())
         for values, same in ((one.theta, other.theta), (one.alpha, other.alpha))
         for name in names

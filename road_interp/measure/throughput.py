@@ -150,7 +150,7 @@ def throughput(
     check_argument("measure.throughput", base, PreTrainedModel, "a causal language model, load_model(id, 'causal-lm')[0]")
     check_argument("measure.throughput", recipe, ThroughputRecipe, "a recipe of kind throughput, such as load_recipe(name)")
     check_methods(recipe.methods)
-    # RoadModel's generation has it for itself; the copies that the methods make of `base` keep its hook.
+    # RoadModel.generate has contiguous head inputs by itself; here all methods have them, whose copies of `base` keep the hook.
     with seeded(recipe.seed), frozen(base), contiguous_head_inputs(base):
         methods = ThroughputMethods(base, max(8, *recipe.requests))
         report = _empty_report(methods, recipe.rounds)

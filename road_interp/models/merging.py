@@ -101,8 +101,8 @@ class MergedWeights:
             current, rotated = getattr(module, name), getattr(expected, name)
             if rotated is not None and (current.is_meta or not _are_equal(current, rotated)):
                 raise InputError(
-                    f"the {name} of '{path}' has changed since it was rotated, for example by training, by merging a LoRA or by "
-                    "offloading, and unmerge would lose the change: undo it first, or load the model again"
+                    f"the {name} of '{path}' has changed since it was rotated, for example by training, by load_state_dict, by "
+                    "merging a LoRA or by offloading: undo the change, which unmerge would lose, or load the model again"
                 )
 
     def _modules(self) -> list[nn.Module]:

@@ -105,7 +105,7 @@ class RotationContext:
         self._last = EVERY_TOKEN  # the selection of the last pass in any thread
         self._trained: RowMaps | None = None  # those of the last pass with gradients, which a backward pass may compute again
         self._open_passes = 0  # in any thread: compiled code cannot tell threads apart
-        self._generating = 0  # calls of `generate`, in any thread
+        self._generating: set[object] = set()  # an entry for every call of `generate` that runs, in any thread
         self._thread = InThread()
         self._checkpointed = CheckpointedSelections(positions)
         types = model_types(model)
@@ -322,12 +322,12 @@ class RotationContext:
             head_inputs = nullcontext() if compiles_generation(model, inputs) else contiguous_head_inputs(model)
             outer = self._thread.generates, self._thread.prompt  # of a generate that calls this one
             self._thread.generates, self._thread.prompt = True, None if self._positions == "all" else prompt_mask(model, inputs)
-            self._generating += 1
+            self._generating.add(call := object())
             try:
                 with head_inputs:
                     generated = original(*args, **kwargs)
             finally:
-                self._generating -= 1
+                self._generating.remove(call)
                 self._thread.generates, self._thread.prompt = outer
             if ended:
                 raise InputError(_went_on(f"generate in {threading.current_thread().name}", self._context.name))

@@ -10,15 +10,13 @@ from road_interp.errors import InputError
 from road_interp.files import check_folder, locked
 from road_interp.models.loading import load_model, load_tokenizer
 from road_interp.recipes.loader import load_recipe, load_stored_recipe
-from road_interp.recipes.paths import data_ids
 from road_interp.recipes.schema import ClassificationRecipe, TrainableRecipe
-from road_interp.runs.digests import data_digest, model_digest
 from road_interp.runs.run import Run
 from road_interp.runs.run_files import METRICS, RECIPE
-from road_interp.sources import PACKAGE
 from road_interp.training.api import train
 from road_interp.training.fine_tuning import LEARNING_RATES, Method
 from road_interp.training.study import Piece, settings_hash
+from road_interp.training.study_inputs import digests
 
 
 def run_of(piece: Piece) -> Run:
@@ -31,8 +29,7 @@ def run_of(piece: Piece) -> Run:
         InputError: the folder holds a run of another recipe.
     """
     model = piece.recipe.model
-    contents = [model_digest(model.id), *(data_digest(each) for each in data_ids(piece.recipe) if not each.startswith(PACKAGE))]
-    key = settings_hash(piece.recipe, *(each for each in contents if each is not None))
+    key = settings_hash(piece.recipe, *digests(piece.recipe, {}).values())
     return train_once(piece.recipe, piece.runs / f"{model.name}-{key}")
 
 

@@ -6,6 +6,7 @@ import copy
 import json
 import sys
 import warnings
+from dataclasses import replace
 
 import peft
 import pytest
@@ -533,8 +534,9 @@ def test_two_adapters_are_not_put_into_one_folder(tmp_path):
     base = tiny_model("Llama", "causal-lm")
     first, second = (random_adapter(find_sites(base, "q_proj"), seed=seed) for seed in (1, 2))
     first.save(tmp_path / "x")
-    with pytest.raises(InputError, match="x' contains another adapter, which adapter.json describes; choose another folder"):
-        second.to_peft(tmp_path / "x", base)
+    for other in (second, replace(first, group_size=4)):
+        with pytest.raises(InputError, match="x' contains another adapter, which adapter.json describes; choose another folder"):
+            other.to_peft(tmp_path / "x", base)
     first.to_peft(tmp_path / "x", base)
     with pytest.warns(UserWarning, match="x' has an adapter in PEFT's format, too, which stays as it is: PEFT reads that one"):
         second.save(tmp_path / "x")
