@@ -7,11 +7,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 
 from road_interp.arguments import check_argument
 from road_interp.errors import InputError
-from road_interp.models.call_stack import runs_inside
+from road_interp.models.call_stack import GENERATE, runs_inside
 from road_interp.sites.positions import Positions
 
 COMPILING_DEVICES = ("cuda", "xpu", "neuron", "tpu")  # on which transformers compiles without being asked
@@ -161,4 +161,4 @@ def compiles_generation(model: PreTrainedModel, inputs: Mapping[str, Any]) -> bo
 
 def runs_in_generate() -> bool:
     """Whether a `generate` of transformers runs this code."""
-    return runs_inside(inspect.unwrap(GenerationMixin.generate).__code__)
+    return runs_inside(GENERATE)

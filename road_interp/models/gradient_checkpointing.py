@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointFunction, checkpoint
 from transformers import PreTrainedModel
 
-from road_interp.models.call_stack import callers, runs_inside
+from road_interp.models.call_stack import CALL, callers, runs_inside
 
 REENTRANT = (
     "reentrant gradient checkpointing cannot train rotations: its blocks share the plane maps of the pass, whose graph the first "
@@ -38,6 +38,6 @@ def is_recomputed(model: nn.Module) -> bool:
     for frame in callers():
         if frame.f_code is checkpoint.__code__:
             return True
-        if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is model:
+        if frame.f_code is CALL and frame.f_locals.get("self") is model:
             return False
     return False

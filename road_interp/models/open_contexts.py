@@ -11,9 +11,11 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from road_interp.errors import InputError
+from road_interp.models.call_stack import calls_of_other_threads
 from road_interp.rotation.plane_maps import PlaneMaps
 
 Kind = Literal["call", "interchange", "attached", "merged", "alone", "merge"]
+CHANGES_CALLS = ("attached", "alone", "merge")  # of every thread
 _OPEN: WeakKeyDictionary[nn.Module, list[OpenContext]] = WeakKeyDictionary()  # of every model
 _LOCK = threading.RLock()  # garbage collection inside it may close a generator that holds a context
 
@@ -57,7 +59,8 @@ class OpenContext:
 def opened(
     model: nn.Module, what: str, kind: Kind, owner: Any = None, rotates: bool = False, compiles: bool = False
 ) -> Iterator[OpenContext]:
-    """Register what runs on a model. Raises InputError, which names both, beside a context that does not admit it.
+    """Register what runs on a model. Raises InputError, which names both, beside a context that does not admit it, and for what
+    changes the calls of every thread while another thread calls the model.
 
     A context of a model is one of the models that contain it, and of its parts, too.
 
@@ -66,9 +69,12 @@ def opened(
     """
     context = OpenContext(f"{what} in {threading.current_thread().name}", kind, owner, rotates, compiles)
     with _LOCK:
-        if (other := next((each for each in _contexts(model) if not each.admits(context)), None)) is not None:
+        other = next((each.name for each in _contexts(model) if not each.admits(context)), None)
+        if other is None and kind in CHANGES_CALLS:
+            other = _plain_call(model)
+        if other is not None:
             raise InputError(
-                f"{context.name} overlaps with {other.name}: one of them changes the model for every thread. End the first, or "
+                f"{context.name} overlaps with {other}: one of them changes the model for every thread. End the first, or "
                 "use forward and generate alone, whose rotations belong to their caller"
             )
         own = _OPEN.setdefault(model, [])
@@ -87,7 +93,14 @@ def is_rotated(model: nn.Module) -> bool:
 
 def shared_context(model: nn.Module) -> OpenContext | None:
     """The context that changes the calls of every thread; None if there is none. There is one at most."""
-    return next((each for each in _contexts(model) if each.kind in ("attached", "alone", "merge")), None)
+    return next((each for each in _contexts(model) if each.kind in CHANGES_CALLS), None)
+
+
+def _plain_call(model: nn.Module) -> str | None:
+    """A call of the model, or of one that contains it, that another thread runs without a context, and that would be rotated
+    from its middle on."""
+    calls = calls_of_other_threads()
+    return next((f"a call of the base model in {thread}" for thread, called in calls if _contains(called, model)), None)
 
 
 def _contexts(model: nn.Module) -> list[OpenContext]:

@@ -389,6 +389,48 @@ def test_a_generate_that_goes_on_after_the_end_of_attached_is_an_error_in_both_t
     assert untouched(model)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("call", ["generate", "forward", "forward of a wrapper"])
+@pytest.mark.parametrize("change", ["attached", "merge", "unmerge", "pyvene's loop", "engine"])
+def test_nothing_changes_the_model_while_another_thread_calls_it_by_itself(call, change):
+    model, batch = road_model(), token_batch(2)
+    base, inside, over = model.model, threading.Event(), threading.Event()
+    if change == "unmerge":
+        model.merge()
+
+    def wait(*_):
+        inside.set()
+        assert over.wait(60)
+
+    plain = {
+        "generate": lambda: base.generate(**batch, max_new_tokens=3, do_sample=False),
+        "forward": lambda: base(**batch).logits,
+        "forward of a wrapper": lambda: nn.Sequential(base)(batch["input_ids"]).logits,
+    }[call]
+    expected = plain()
+
+    def changed():
+        with {
+            "attached": model.attached,
+            "engine": model.continuous_batching,
+            "merge": lambda: nullcontext(model.merge()),
+            "unmerge": lambda: nullcontext(model.unmerge()),
+            "pyvene's loop": lambda: nullcontext(model(base=batch, unit_locations={"base": 0})),
+        }[change]():
+            pass
+
+    with base.model.layers[1].register_forward_pre_hook(wait), ThreadPoolExecutor(1, "other") as pool:
+        running = pool.submit(torch.no_grad()(plain))
+        assert inside.wait(60)
+        try:
+            with pytest.raises(InputError, match="overlaps with a call of the base model in other"):
+                changed()
+        finally:
+            over.set()
+        assert torch.equal(running.result(), expected)
+    changed()
+
+
 # ------------------------------------------------------------------ beside merge and attached
 
 
