@@ -15,7 +15,6 @@ from road_interp.models.call_stack import calls_of_other_threads
 from road_interp.rotation.plane_maps import PlaneMaps
 
 Kind = Literal["call", "interchange", "attached", "merged", "alone", "merge"]
-CHANGES_CALLS = ("attached", "alone", "merge")  # of every thread
 _OPEN: WeakKeyDictionary[nn.Module, list[OpenContext]] = WeakKeyDictionary()  # of every model
 _LOCK = threading.RLock()  # garbage collection inside it may close a generator that holds a context
 
@@ -70,7 +69,7 @@ def opened(
     context = OpenContext(f"{what} in {threading.current_thread().name}", kind, owner, rotates, compiles)
     with _LOCK:
         other = next((each.name for each in _contexts(model) if not each.admits(context)), None)
-        if other is None and kind in CHANGES_CALLS:
+        if other is None and kind not in ("call", "merged"):
             other = _plain_call(model)
         if other is not None:
             raise InputError(
@@ -93,7 +92,7 @@ def is_rotated(model: nn.Module) -> bool:
 
 def shared_context(model: nn.Module) -> OpenContext | None:
     """The context that changes the calls of every thread; None if there is none. There is one at most."""
-    return next((each for each in _contexts(model) if each.kind in CHANGES_CALLS), None)
+    return next((each for each in _contexts(model) if each.kind in ("attached", "alone", "merge")), None)
 
 
 def _plain_call(model: nn.Module) -> str | None:

@@ -391,7 +391,7 @@ def test_a_generate_that_goes_on_after_the_end_of_attached_is_an_error_in_both_t
 
 @torch.no_grad()
 @pytest.mark.parametrize("call", ["generate", "forward", "forward of a wrapper"])
-@pytest.mark.parametrize("change", ["attached", "merge", "unmerge", "pyvene's loop", "engine"])
+@pytest.mark.parametrize("change", ["attached", "merge", "unmerge", "pyvene's loop", "engine", "interchange"])
 def test_nothing_changes_the_model_while_another_thread_calls_it_by_itself(call, change):
     model, batch = road_model(), token_batch(2)
     base, inside, over = model.model, threading.Event(), threading.Event()
@@ -413,6 +413,7 @@ def test_nothing_changes_the_model_while_another_thread_calls_it_by_itself(call,
         with {
             "attached": model.attached,
             "engine": model.continuous_batching,
+            "interchange": lambda: opened(base, "interchange runs", "interchange"),
             "merge": lambda: nullcontext(model.merge()),
             "unmerge": lambda: nullcontext(model.unmerge()),
             "pyvene's loop": lambda: nullcontext(model(base=batch, unit_locations={"base": 0})),
