@@ -1,6 +1,6 @@
 """The drawings of the page "Concepts", as SVG: sketches of the terms, not results.
 
-python docs/drawings.py FOLDER
+python docs/drawings.py docs/figures/concepts
 """
 
 from __future__ import annotations
@@ -154,6 +154,7 @@ DRAWINGS: dict[str, Callable[[Axes], None]] = {
 
 def main(folder: Path) -> None:
     """Draw all of them into a folder."""
+    plt.rcParams["svg.hashsalt"] = "concepts"  # else every drawing has new ids
     for name, draw in DRAWINGS.items():
         figure, ax = plt.subplots(figsize=(3.6, 1.4), layout="constrained")
         draw(ax)

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import drawings
 import typer
 from matplotlib import use
 from public_types import types_of
@@ -42,7 +41,7 @@ def main(docs: Path) -> None:
     use("agg")
     folder = docs / "generated"
     shutil.rmtree(folder, ignore_errors=True)
-    for name in ("tutorials", "results", "reference", "drawings"):
+    for name in ("tutorials", "results", "reference"):
         (folder / name).mkdir(parents=True)
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         shutil.copy(notebook, folder / "tutorials")
@@ -54,8 +53,6 @@ def main(docs: Path) -> None:
     (folder / "reference" / "types.md").write_text(types_page())
     (folder / "reference" / "recipe-keys.md").write_text(recipe_page())
     (folder / "reference" / "commands.md").write_text(commands_page())
-    drawings.main(folder / "drawings")
-
 
 # Results
 
