@@ -23,7 +23,7 @@ from road_interp.causal.arguments import check_tokenizer
 from road_interp.errors import InputError
 from road_interp.files import is_file, parse_json, read_text
 
-FEW = 10  # words at a span; with fewer, an interval over words says nothing
+FEW = 3  # words at a span; with fewer, such as one for each class, an interval over words says nothing
 
 
 class Pair(NamedTuple):
@@ -99,17 +99,18 @@ class CounterfactualPairs:
 
     def clusters(self, span: str) -> tuple[tuple[str, str], ...]:
         """The words of base and source that pairs share and intervals are over: those at a span, or, where these are fewer than
-        FEW different ones, those at the span that has the most. Forms of one word, which count apart here, are one cluster.
+        FEW different ones, those at the span that has most forms of words. Forms of one word are one cluster.
 
         Raises InputError if the pairs do not have the span.
         """
         self.span(span)
+        of_span = self._stems(span)
+        if len({word for both in of_span for word in both}) >= FEW:
+            return of_span
+        return self._stems(max(self.words, key=lambda name: len({word for both in self.words[name] for word in both})))
 
-        def count(name: str) -> int:
-            return len({word for both in self.words[name] for word in both})
-
-        chosen = self.words[span if count(span) >= FEW else max(self.words, key=count)]
-        return tuple((self.stems.get(base, base), self.stems.get(source, source)) for base, source in chosen)
+    def _stems(self, span: str) -> tuple[tuple[str, str], ...]:
+        return tuple((self.stems.get(base, base), self.stems.get(source, source)) for base, source in self.words[span])
 
     def span(self, name: str) -> tuple[tuple[int, int], ...]:
         """Positions of a span, in base and in source. Raises InputError if the pairs do not have the span."""
@@ -214,6 +215,7 @@ def encode_pairs(
     tokenizer: PreTrainedTokenizerBase,
     name: str = "pairs",
     prefix: str = "",
+    stems: Mapping[str, str] | None = None,
 ) -> CounterfactualPairs:
     """Tokenise pairs, given directly, by a callable or as a file, and find their answer tokens and span positions.
 
@@ -227,6 +229,7 @@ def encode_pairs(
         prefix: text before every text, such as the model's separator of documents. In many models the state of the very first
             token has an extreme norm that is nearly independent of the word; unless the tokeniser adds a token at the beginning,
             that token would be the first word of the text.
+        stems: of words with several forms, what they count as in intervals: `{"dogs": "dog"}`.
 
     Raises:
         InputError: no pairs; an empty text; a slow tokeniser, which has no offsets; two answers with the same first token; an
@@ -236,6 +239,7 @@ def encode_pairs(
     pairs = _listed_pairs(pairs, name)
     check_tokenizer("causal.encode_pairs", tokenizer)
     check_argument("causal.encode_pairs", prefix, str, "the text before every text, as in prefix=''")
+    check_argument("causal.encode_pairs", stems, (Mapping, type(None)), 'the word for every form, as in {"dogs": "dog"}')
     base, source = (encode_texts([getattr(pair, side) for pair in pairs], tokenizer, name, prefix) for side in ("base", "source"))
     base_label = _answers(base, [pair.base_label for pair in pairs], tokenizer, name)
     source_label = _answers(base, [pair.source_label for pair in pairs], tokenizer, name)
@@ -256,6 +260,7 @@ def encode_pairs(
         tuple(pair.source_class or pair.source_label for pair in pairs),
         {span: tuple((b.ends[span], s.ends[span]) for b, s in zip(base, source, strict=True)) for span in shared},
         {span: tuple((b.words[span], s.words[span]) for b, s in zip(base, source, strict=True)) for span in shared},
+        dict(stems or {}),
     )
 
 

@@ -207,8 +207,29 @@ def test_forms_of_a_noun_count_as_one_word(tokenizer):
     assert len({*of_word.values()}) > 5
     own = encode_pairs([Pair({"who": base}, {"who": source}, " is", " are") for base, source in words], tokenizer)
     assert own.clusters("who") == words  # those of one's own are not known to be forms
+    stems = {f"{word}s": word for word in both_forms}
+    own = encode_pairs([Pair({"who": base}, {"who": source}, " is", " are") for base, source in words], tokenizer, stems=stems)
+    assert own.clusters("who") == tuple((stems.get(base, base), stems.get(source, source)) for base, source in words)
     with pytest.raises(InputError, match="'nope' is not a span of pairs"):
         own.clusters("nope")
+
+
+def test_intervals_are_over_the_words_of_the_span_unless_there_are_two(tokenizer):
+    """Pairs of four nouns are not evidence for forty objects, whose words are many more."""
+    nouns = [("author", "authors"), ("dog", "dogs"), ("girl", "girls"), ("king", "kings")]
+
+    def pairs(words):
+        texts = [
+            [{"the": "The", "noun": f" {noun}", "object": f" of {number}"} for noun in words[number % len(words)]]
+            for number in range(40)
+        ]
+        return encode_pairs(
+            [Pair(*both, " is", " are") for both in texts], tokenizer, stems={plural: word for word, plural in nouns}
+        )
+
+    assert pairs(nouns).clusters("noun")[:2] == (("author", "author"), ("dog", "dog"))
+    for few in (1, 2):
+        assert pairs(nouns[:few]).clusters("noun")[3] == ("of 3", "of 3")
 
 
 def test_the_last_word_of_a_text_is_without_the_prefix(tokenizer):
