@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from road_interp.causal.noun_task import number_and_gender
     from road_interp.causal.template_pairs import load_pairs
     from road_interp.causal.training import train_interchange
-    from road_interp.causal.variable_methods import no_variable, whole_state
+    from road_interp.causal.variable_methods import SeparateInterchanges, no_variable, whole_state
     from road_interp.causal.variables import VariableRuns, VariablesReport, measure_variables, train_variables
-    from road_interp.causal.variables_comparison import VariablesComparison, compare_variables
+    from road_interp.causal.variables_comparison import Trained, VariablesComparison, compare_variables, try_methods
 
 _LAZY_IMPORTS = {
     "InterchangeReport": "accuracy",
@@ -63,7 +63,10 @@ _LAZY_IMPORTS = {
     "load_pairs": "template_pairs",
     "train_interchange": "training",
     "VariablesComparison": "variables_comparison",
+    "Trained": "variables_comparison",
     "compare_variables": "variables_comparison",
+    "try_methods": "variables_comparison",
+    "SeparateInterchanges": "variable_methods",
     "no_variable": "variable_methods",
     "whole_state": "variable_methods",
     "VariableRuns": "variables",
@@ -87,8 +90,10 @@ __all__ = [
     "Pair",
     "PlaneRotations",
     "ScanReport",
+    "SeparateInterchanges",
     "Splits",
     "TaskScores",
+    "Trained",
     "VariablePairs",
     "VariableRuns",
     "VariablesComparison",
@@ -111,6 +116,7 @@ __all__ = [
     "score_methods",
     "train_interchange",
     "train_variables",
+    "try_methods",
     "whole_state",
 ]
 

@@ -110,6 +110,8 @@ class InterchangeRuns:
         check_argument("causal.InterchangeRuns", pairs, CounterfactualPairs, "encode_pairs(pairs, tokenizer)")
         check_argument("causal.InterchangeRuns", site, (int, Site), "the number of a block, or a site of find_sites")
         check_count("causal.InterchangeRuns", "batch_size", batch_size)
+        if not len(pairs):
+            raise InputError(f"{pairs.name}: there are no pairs")
         check_vocabulary(model, (*pairs.base_ids, *pairs.source_ids, pairs.label_tokens))
         self.model = model.eval().requires_grad_(False)
         self.pairs, self.batch_size, self._progress = pairs, batch_size, progress

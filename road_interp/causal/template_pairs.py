@@ -100,6 +100,8 @@ def _check_format(task: Mapping[str, Any]) -> None:
             raise InputError(f"{name} must be a list of texts that is not empty")
     if len(task["labels"]) < 2:
         raise InputError("labels must have at least two classes")
+    if not isinstance(task["result_prepend_space"], bool):
+        raise InputError(f"result_prepend_space must be true or false, not {task['result_prepend_space']!r}")
 
 
 def _pools(task: Mapping[str, Any], rng: random.Random) -> tuple[Pool, Pool, Pool]:
@@ -111,6 +113,7 @@ def _pools(task: Mapping[str, Any], rng: random.Random) -> tuple[Pool, Pool, Poo
     for slot in (*slots, *label_slots):
         if slot not in task["variables"]:
             raise InputError(f"the slot '{slot}' has no words")
+    _check_variable(task, slots, label_slots)
     groups: dict[str, list[str]] = {}
     for slot in sorted(slots, key=lambda slot: slot not in label_slots):
         groups.setdefault(slot.partition(".")[0], []).append(slot)
@@ -131,6 +134,20 @@ def _pools(task: Mapping[str, Any], rng: random.Random) -> tuple[Pool, Pool, Poo
             for pool, share in zip(pools, shares, strict=True):
                 pool[group] = share
     return pools
+
+
+def _check_variable(task: Mapping[str, Any], slots: Sequence[str], label_slots: Sequence[str]) -> None:
+    """Raise InputError for templates without a slot of the variable, whose texts are the same for every class, and for a word of
+    such a slot that two classes have."""
+    for template in task["templates"]:
+        if not any(slot in label_slots for slot in re.findall(SLOT, template)):
+            raise InputError(f"the template {template!r} has no slot of the variable ({', '.join(label_slots)})")
+    for slot in (slot for slot in label_slots if slot in slots):
+        class_of: dict[str, str] = {}
+        for each in task["labels"]:
+            for word in set(task["variables"][slot][each]):
+                if class_of.setdefault(word, each) != each:
+                    raise InputError(f"the word '{word}' of the slot '{slot}' is of the classes '{class_of[word]}' and '{each}'")
 
 
 def _choices(words: Mapping[str, Sequence[str]]) -> Words:

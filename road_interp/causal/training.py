@@ -143,9 +143,10 @@ def _check_training(interchange: nn.Module, steps: object, learning_rate: Any, t
         raise InputError("the training needs gradients: leave torch.no_grad() or torch.inference_mode() first")
     if not any(parameter.requires_grad for parameter in interchange.parameters()):
         raise InputError(f"a {type(interchange).__name__} without trainable parameters cannot be trained")
-    if temperatures is None and hasattr(interchange, "set_temperature") and not hasattr(interchange, "has_soft_mask"):
+    if temperatures is None and hasattr(interchange, "set_temperature") and getattr(interchange, "has_soft_mask", True):
         warnings.warn(
-            f"{type(interchange).__name__} swaps in part at its present temperature: give temperatures, as in (50.0, 0.1)",
+            f"{type(interchange).__name__} swaps in part at its present temperature, and is not trained for what it swaps "
+            f"when it is hardened: give temperatures, as in {getattr(interchange, 'temperatures', (50.0, 0.1))}",
             stacklevel=4,
         )
     if temperatures is not None:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from road_interp.arguments import check_count
 from road_interp.causal.bases import Basis, Columns, InBasis, PlaneRotations, principal_components, whitening
 from road_interp.causal.boundless_interchange import BoundlessInterchange
 from road_interp.causal.masked_interchange import MaskedInterchange
@@ -45,12 +46,32 @@ class MethodInputs(NamedTuple):
 
 
 class SeparateInterchanges(nn.Module):
-    """One low-rank interchange per variable, each in a subspace of its own; the subspaces need not be orthogonal."""
+    """One low-rank interchange per variable, each in a subspace of its own; the subspaces need not be orthogonal.
 
-    def __init__(self, variables: int, width: int, rank: int, seed: int) -> None:
+    With `train_variables` it is RAVEL's MDAS (Huang et al. 2024).
+
+    Args:
+        variables: their number.
+        width: of the states.
+        rank: number of directions of each variable.
+        seed: of the initial directions.
+    """
+
+    def __init__(self, variables: int, width: int, rank: int, seed: int = 0) -> None:
         super().__init__()
+        for given, what in ((variables, "variables"), (width, "width"), (rank, "rank")):
+            check_count("causal.SeparateInterchanges", what, given)
         self.num_subspaces = variables
+        self.variables: tuple[str, ...] | None = None
         self.each = nn.ModuleList(LowRankInterchangeIntervention(width, rank, seed=seed + index) for index in range(variables))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The names of the variables, which `train_variables` sets."""
+        return {"variables": self.variables}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the names of the variables."""
+        self.variables = state["variables"]
 
     def forward(self, base: Tensor, source: Tensor, subspaces: Sequence[Sequence[int]]) -> Tensor:
         """`base` with the subspaces of every row's variables from `source`."""

@@ -60,6 +60,8 @@ class VariableRuns:
             "causal.VariableRuns", pairs, VariablePairs, "draw_variable_pairs(task, answered, tokenizer, split, count)"
         )
         variables = checked_list("causal.VariableRuns", variables, str, f"the variables, as in {sorted(set(pairs.swapped))}")
+        if repeated := [name for index, name in enumerate(variables) if name in variables[:index]]:
+            raise InputError(f"the variable '{repeated[0]}' is named twice")
         if unknown := set(pairs.swapped) - set(variables):
             raise InputError(f"pairs swap '{min(unknown)}', which is not among the variables {', '.join(variables)}")
         self.pairs, self.runs = pairs, InterchangeRuns(model, pairs.pairs, site, span, progress=progress)

@@ -195,12 +195,27 @@ def try_methods(
     Raises:
         InputError: an unknown method, no learning rate, or runs of another model, site, span or order of the variables.
     """
+    for runs in (train, validation):
+        check_argument("causal.try_methods", runs, VariableRuns, "VariableRuns(model, pairs, layer, variables)")
     _check_same_place(train, validation)
     _check_rates(methods, rates or {})
+    return _tried(train, validation, coordinates, methods, rates or {}, steps, seed, progress)
+
+
+def _tried(
+    train: VariableRuns,
+    validation: VariableRuns,
+    coordinates: int,
+    methods: Sequence[str],
+    rates: Mapping[str, Sequence[float]],
+    steps: int,
+    seed: int,
+    progress: Progress,
+) -> Iterator[Trained]:
     states = torch.cat((train.runs.bases, train.runs.sources)).float()
     inputs = MethodInputs(train.runs.site.width, train.variables, coordinates, states, seed)
     for name in methods:
-        for rate in (rates or {}).get(name, (KNOWN_METHODS[name].learning_rate,)):
+        for rate in rates.get(name, (KNOWN_METHODS[name].learning_rate,)):
             interchange = KNOWN_METHODS[name].make(inputs).to(train.targets.device)
             loss = _train(train, interchange, name, steps, rate, seed, progress)
             yield Trained(Trial(name, rate, loss, measure_variables(validation, interchange, name).disentangle), interchange)

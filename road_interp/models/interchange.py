@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -193,7 +192,7 @@ class RoadInterchangeIntervention(SubspaceInterchange):
             subspaces: as in `forward`, such as those of one variable; None for all swapped coordinates.
         """
         features = None if subspaces is None else entries_of(subspaces, self.subspace_partition, len(self._hard_rows()))
-        mib_format.save_mib(self.basis(), Path(folder), unit, features)
+        mib_format.save_mib(self.basis(), folder, unit, features)
 
     @property
     def num_subspaces(self) -> int:

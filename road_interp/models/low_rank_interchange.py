@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -135,7 +134,7 @@ class LowRankInterchangeIntervention(SubspaceInterchange):
         """Write the files that the loader of MIB's causal-variable track reads; the arguments are those of
         `RoadInterchangeIntervention.save_mib`."""
         features = None if subspaces is None else entries_of(subspaces, self.subspace_partition, self.weight.shape[1])
-        mib_format.save_mib(self.basis(), Path(folder), unit, features)
+        mib_format.save_mib(self.basis(), folder, unit, features)
 
     def __str__(self) -> str:
         return f"LowRankInterchangeIntervention(rank={self.weight.shape[1]})"

@@ -7,6 +7,7 @@ rotation matrix is an orthogonal parametrisation of pyvene's LowRankRotateLayer,
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,16 @@ from pyvene.models.layers import LowRankRotateLayer
 from torch import Tensor
 from torch.nn.utils import parametrizations
 
+from road_interp.arguments import check_argument
 from road_interp.errors import InputError
+from road_interp.files import check_writable
 from road_interp.models.orthonormal import is_orthonormal
 from road_interp.models.seeding import seeded
 
 
-def save_mib(basis: Float[Tensor, "width k"], folder: Path, unit: str, features: Sequence[int] | None = None) -> None:
+def save_mib(
+    basis: Float[Tensor, "width k"], folder: str | os.PathLike[str], unit: str, features: Sequence[int] | None = None
+) -> None:
     """Write `UNIT_featurizer`, `UNIT_inverse_featurizer` and `UNIT_indices` into a folder.
 
     Args:
@@ -32,16 +37,21 @@ def save_mib(basis: Float[Tensor, "width k"], folder: Path, unit: str, features:
         features: the swapped features; None for all.
 
     Raises:
-        InputError: columns that are not orthonormal, features that do not exist, a unit that is no part of a file name, or files
-            that exist already.
+        InputError: columns that are not orthonormal, no features or some that do not exist, a unit that is no part of a
+            file name, or files that exist already.
     """
+    check_argument("save_mib", folder, (str, os.PathLike), "the path of a folder")
     if not isinstance(unit, str) or not unit or Path(unit).name != unit:
         raise InputError(f"the unit begins the names of three files, so that it must be a text without '/', not {unit!r}")
     width, count = basis.shape
     if not is_orthonormal(basis):
         raise InputError("the columns of the basis are not orthonormal: MIB's loader would orthogonalise them")
+    if features is not None and not features:
+        raise InputError("no feature is swapped: name one at least, or leave subspaces out for all")
     if features is not None and not set(features) <= set(range(count)):
         raise InputError(f"the features {sorted(set(features) - set(range(count)))} do not exist: there are {count}")
+    folder = Path(folder)
+    check_writable(folder)
     paths = [folder / f"{unit}_{kind}" for kind in ("featurizer", "inverse_featurizer", "indices")]
     if existing := [path for path in paths if path.exists()]:
         raise InputError(f"'{existing[0]}' exists already")
@@ -61,4 +71,4 @@ def save_mib(basis: Float[Tensor, "width k"], folder: Path, unit: str, features:
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(saved, paths[0])
     torch.save(saved, paths[1])
-    paths[2].write_text(json.dumps(None if features is None else list(features)))
+    paths[2].write_text(json.dumps(None if features is None else list(dict.fromkeys(features))))

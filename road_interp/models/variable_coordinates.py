@@ -49,6 +49,7 @@ class VariableCoordinates:
             check_argument("VariableCoordinates", name, str, make)
             check_name(name, "a variable")
             check_count("VariableCoordinates", f"the number of coordinates of '{name}'", count)
+        object.__setattr__(self, "counts", dict(self.counts))
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -96,14 +97,14 @@ class VariableCoordinates:
             width: of the state.
             options: its depth (1 by default, where a coordinate mixes two neurons only), seed and spread.
         """
-        return self._named(
-            RoadInterchangeIntervention(width, rows=self.rows(width), subspace_partition=self.partition, **options)
-        )
+        own = {"rows": self.rows(width), "subspace_partition": self.partition}
+        return self._named(RoadInterchangeIntervention(width, **_with(own, options)))
 
     def low_rank(self, width: int, **options: Any) -> LowRankInterchangeIntervention:
         """An interchange of as many trained orthonormal directions; `options` are its seed."""
         self._check_width(width)
-        return self._named(LowRankInterchangeIntervention(width, self.total, subspace_partition=self.partition, **options))
+        own = {"low_rank_dimension": self.total, "subspace_partition": self.partition}
+        return self._named(LowRankInterchangeIntervention(width, **_with(own, options)))
 
     def _check_width(self, width: int) -> None:
         """Raise InputError for a state with fewer coordinates than the variables own."""
@@ -115,3 +116,12 @@ class VariableCoordinates:
         """The interchange with the names of the variables, by which runs of pairs check that they mean the same ones."""
         interchange.variables = self.variables
         return interchange
+
+
+def _with(own: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Both together. Raises InputError for an option that the coordinates set."""
+    if given := own.keys() & options.keys():
+        raise InputError(
+            f"'{min(given)}' is set by VariableCoordinates; those that training chooses are of causal.MaskedInterchange"
+        )
+    return {**own, **options}

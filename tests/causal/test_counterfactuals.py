@@ -320,6 +320,12 @@ LABELS, WORDS = FILLER_GAP["labels"], FILLER_GAP["variables"]
         ({"variables": {**WORDS, "verb": []}}, r"variables\.verb must be a list of texts that is not empty"),
         ({"variables": {**WORDS, "verb": [1, 2]}}, r"variables\.verb must be a list of texts that is not empty"),
         ({"label": ["lead"]}, "the words of the slot 'det' are listed by class, so 'label' must name it, too"),
+        ({"result_prepend_space": "false"}, "result_prepend_space must be true or false, not 'false'"),
+        ({"templates": ["The {noun}"]}, r"the template 'The \{noun\}' has no slot of the variable \("),
+        (
+            {"variables": {**WORDS, "lead": {each: ["the", "a"] for each in LABELS}}},
+            "the word '(the|a)' of the slot 'lead' is of the cl",
+        ),
         ({"templates": []}, "templates must be a list of texts that is not empty"),
         ({"templates": "{lead} {verb}"}, "templates must be a list of texts that is not empty"),
     ],

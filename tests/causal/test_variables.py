@@ -101,13 +101,20 @@ def test_variables_of_other_names_or_another_order_are_refused(runs):
     measure_variables(runs, VariableCoordinates(dict.fromkeys(names, 2)).road(width), "x")
     reversed_runs = VariableRuns(runs.runs.model, runs.pairs, runs.runs.site, names[::-1], runs.runs.span)
     boundless = BoundlessInterchange(2, Neurons(width))
-    for interchange in (MaskedInterchange(2, width, 2), boundless, SeparateInterchanges(2, width, 2, 0)):
-        train_variables(runs, interchange, steps=1)  # after which it has the names of the runs
+    separate = SeparateInterchanges(2, width, 2)
+    for interchange in (MaskedInterchange(2, width, 2), boundless, separate):
+        temperatures = getattr(interchange, "temperatures", None)
+        train_variables(runs, interchange, steps=1, temperatures=temperatures)  # after which it has the names of the runs
         with pytest.raises(InputError, match=f"coordinates of {', '.join(names)}, the runs have"):
             measure_variables(reversed_runs, interchange, "x")
-    loaded = BoundlessInterchange(2, Neurons(width))
-    loaded.load_state_dict(boundless.state_dict())
-    assert loaded.variables == names
+    for loaded, trained in ((BoundlessInterchange(2, Neurons(width)), boundless), (SeparateInterchanges(2, width, 2), separate)):
+        loaded.load_state_dict(trained.state_dict())
+        assert loaded.variables == names
+    for interchange in (boundless, MaskedInterchange(2, width, 2)):
+        with pytest.warns(UserWarning, match=r"swaps in part at its present temperature.*: give temperatures, as in \(\d"):
+            train_variables(runs, interchange, steps=1)
+    with pytest.raises(InputError, match=f"the variable '{names[0]}' is named twice"):
+        VariableRuns(runs.runs.model, runs.pairs, runs.runs.site, (*names, names[0]), runs.runs.span)
     with pytest.raises(InputError, match=r"takes no subspaces, .* are causal.no_variable and causal.whole_state$"):
         measure_variables(runs, no_swap, "x")
 

@@ -82,6 +82,14 @@ def test_files_that_exist_and_masks_that_are_soft(tmp_path):
         interchange.save_mib(tmp_path, UNIT)
     with pytest.raises(InputError, match="subspace 2 does not exist"):
         interchange.save_mib(tmp_path, "other", [2])
+    with pytest.raises(InputError, match="no feature is swapped"):
+        interchange.save_mib(tmp_path, "other", [])
+    with pytest.raises(InputError, match="needs str or PathLike, not NoneType"):
+        interchange.save_mib(None, "other")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file, not a folder"):
+        interchange.save_mib(tmp_path / "file", "other")
+    (tmp_path / "file").unlink()
     with pytest.raises(InputError, match="call harden"):
         RoadInterchangeIntervention(WIDTH, rows="mask").save_mib(tmp_path, "other")
     assert sorted(path.name for path in tmp_path.iterdir()) == [

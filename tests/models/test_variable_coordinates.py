@@ -293,9 +293,19 @@ def test_mibs_form_of_numbers_of_numpy_is_whole(make, tmp_path):
     """The indices are written last: where they cannot be, the track would find a featurizer of all features."""
     kind = RoadInterchangeIntervention if make == "road" else LowRankInterchangeIntervention
     interchange = kind(8, **({"rows": [0, 2, 4]} if make == "road" else {"low_rank_dimension": 3}))
-    interchange.save_mib(tmp_path, "unit", np.array([0, 2]))
+    interchange.save_mib(tmp_path, "unit", np.array([0, 2, 2]))
     assert json.loads((tmp_path / "unit_indices").read_text()) == [0, 2]
     for unit in ("layer/unit", "", None):
         with pytest.raises(InputError, match="the unit begins the names of three files"):
             interchange.save_mib(tmp_path / "other", unit)
     assert not (tmp_path / "other").exists()
+
+
+def test_coordinates_stay_those_that_were_given():
+    counts = {"number": 2, "gender": 1}
+    owned = VariableCoordinates(counts)
+    counts["gender"] = 0
+    assert owned.partition == [[0, 2], [2, 3]]
+    for make, option in (("road", "rows"), ("road", "subspace_partition"), ("low_rank", "low_rank_dimension")):
+        with pytest.raises(InputError, match=f"'{option}' is set by VariableCoordinates"):
+            getattr(owned, make)(8, **{option: 3})
