@@ -324,6 +324,11 @@ CASES = {
         "row 0: more fields than the 2 columns of the header",
     ),
     "semicolons": (write("data.csv", "text;label\n" + "a;1\nb;0\n" * 50), TRAIN, "a CSV file separates columns by commas"),
+    "semicolons, and texts with commas": (
+        write("data.csv", "text;label\n" + "a, b;1\nc, d;0\n" * 50),
+        TRAIN,
+        "its header 'text;label' is one column: a CSV file separates columns by commas",
+    ),
     "data of one class": (
         write("data.csv", "text,label\n" + "a b,1\n" * 50),
         TRAIN,
@@ -370,7 +375,7 @@ CASES = {
     "a text that is null": (
         write("d.jsonl", '{"text": null, "label": 1}\n'),
         [*TRAIN, "data.id=d.jsonl"],
-        "row 0: column 'text' holds None",
+        "row 0: column 'text' holds no text",
     ),
     "a label that is null": (
         write("d.jsonl", '{"text": "a", "label": 1}\n{"text": "a", "label": null}\n'),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -55,7 +56,7 @@ def new(
     _check_columns(source, columns)
     content = new_recipe(path.stem, _given(model, "--model", "model"), source, *columns)
     write_atomically(path, content)
-    print_result(as_json, {"recipe": str(path)}, f"recipe: {path}; train it with: road-interp train {path}")
+    print_result(as_json, {"recipe": str(path)}, f"recipe: {path}; train it with: road-interp train {quote(str(path))}")
 
 
 def _given(value: str | None, option: str, what: str) -> str:

@@ -8,6 +8,7 @@ import time
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -191,7 +192,7 @@ def _train_seed(
             export.draw_adapter(measure.angles(run.adapter), run.folder / FIGURES)
     except KeyboardInterrupt:
         has_begun = (folder / RECIPE).is_file() or of_seeds is not None
-        hint = f"; go on with: the same command, --resume --out {of_seeds or folder}" if has_begun else ""
+        hint = f"; go on with: the same command, --resume --out {quote(str(of_seeds or folder))}" if has_begun else ""
         fail(PROGRAM, f"interrupted{hint}", 1)
     if is_main_process() and not as_json:
         _report(run, seconds)
@@ -222,6 +223,8 @@ def _started_run(recipe: str, out: Path | None, resume: bool) -> tuple[str, Path
         if not resume:
             raise InputError(f"'{folder}' is a run folder; add --resume to continue it, or train '{folder / RECIPE}' again")
         return str(folder / RECIPE), out or folder
+    if resume and any(folder.glob(f"seed-*/{RECIPE}")):
+        raise InputError(f"'{folder}' holds the runs of several seeds: give their recipe, with --resume --out {quote(recipe)}")
     if resume and out is None:
         recipe_path(recipe)  # which says so where there is none
         raise InputError("--resume needs --out, the run folder to continue, or that folder instead of the recipe")

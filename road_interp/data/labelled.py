@@ -266,10 +266,9 @@ def _classes(recipe: DataRecipe, train: Dataset) -> tuple[Any, ...]:
     for label in (each for each in classes if isinstance(each, str)):
         if (other := stripped.setdefault(label.strip(), label)) != label:
             raise InputError(f"'{recipe.id}': the labels {other!r} and {label!r} differ in spaces only; write them alike")
-    for other, label in _equal_decimals(classes):
+    for other, label in (*_equal_decimals(classes), *_equal_but_for_case(classes)):
         warnings.warn(
-            f"'{recipe.id}': the labels {other!r} and {label!r} are two classes; write them alike if they are one number",
-            stacklevel=3,
+            f"'{recipe.id}': the labels {other!r} and {label!r} are two classes; write them alike if they are one", stacklevel=3
         )
     return tuple(classes)
 
@@ -282,6 +281,13 @@ def _equal_decimals(classes: Collection[Any]) -> list[tuple[str, str]]:
         if (number := _finite_number(label)) is not None and (other := known.setdefault(number, label)) != label:
             pairs += [(other, label)] if "." in other + label else []
     return pairs
+
+
+def _equal_but_for_case(classes: Collection[Any]) -> list[tuple[str, str]]:
+    """Pairs of texts among the classes that differ in upper and lower case only, such as Good and good."""
+    known: dict[str, str] = {}
+    texts = (each for each in classes if isinstance(each, str))
+    return [(other, label) for label in texts if (other := known.setdefault(label.casefold(), label)) != label]
 
 
 def _with_labels(data: Dataset, classes: tuple[Any, ...] | None, identifier: str) -> Dataset:

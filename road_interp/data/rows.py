@@ -129,6 +129,8 @@ def check_texts(values: Iterable[Any], column: str, identifier: str) -> None:
     """Raise InputError for a value of a column that is not text."""
     for row, text in enumerate(values):
         if not isinstance(text, str):
+            if text is None:
+                raise InputError(f"'{identifier}', row {row}: column '{column}' holds no text")
             hint = "; choose a column of texts (in JSON, numbers in quotes are texts; in CSV a column of numbers alone is none)"
             raise InputError(f"'{identifier}', row {row}: column '{column}' holds {shown(text)}, not text{hint}")
 

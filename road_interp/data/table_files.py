@@ -51,6 +51,8 @@ def _separated_columns(path: Path, options: Mapping[str, Any]) -> dict[str, list
     options["skip_blank_lines"] = len(header) > 1  # of a single column they are rows without text, as empty fields of others
     frame = pandas.read_csv(path, **options)
     if len(frame) and not isinstance(frame.index, pandas.RangeIndex):  # pandas takes the first fields of long rows for an index
+        if len(header) == 1 and re.search(r"[;\t|]", str(frame.columns[0])):
+            raise ValueError(f"its header {str(frame.columns[0])!r} is one column: a CSV file separates columns by commas")
         raise ValueError(
             f"row 0: more fields than the {len(frame.columns)} columns of the header; put texts that contain the separator in "
             "double quotes, or name every column"

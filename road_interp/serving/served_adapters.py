@@ -50,6 +50,7 @@ class ServedAdapters:
             self._check_planes(name, planes)
         self.with_tasks = set(with_tasks)
         self.bank = RoadBank({name: adapter for name, (adapter, _) in loaded.items()})
+        self._without_folder: str | None = None
 
     def changed(self) -> dict[str, tuple[RoadAdapter, TaskPlanes | None]]:
         """Read the adapters that have come or changed since the last call. One that cannot be read is logged, and is read again
@@ -81,6 +82,13 @@ class ServedAdapters:
             if len(self.bank) > 1:
                 self.bank.remove(name)
                 self.with_tasks.discard(name)
+            elif self._without_folder != name:
+                log.error(
+                    "adapter '%s' stays served without its folder, as it is the last one: stop the server, or add others", name
+                )
+                self._without_folder = name
+        if self._without_folder in self._stamps:
+            self._without_folder = None
 
     def _load(self, name: str) -> tuple[RoadAdapter, TaskPlanes | None]:
         path, planes, trained_on = self._folder / name, None, self._model_id

@@ -145,6 +145,8 @@ def test_several_seeds_are_a_run_each(capsys, monkeypatch, workplace, tmp_path):
     assert code == 0, err
     assert [each["test"] for each in json.loads(out)["runs"]] == [each["test"] for each in runs]
     assert (folders[0] / "metrics.json").stat().st_mtime_ns == before
+    code, _, err = run(capsys, monkeypatch, "train", tmp_path / "run", "--resume")
+    assert (code, "holds the runs of several seeds: give their recipe, with --resume --out " in err) == (2, True)
     (tmp_path / "half" / "seed-2").mkdir(parents=True)
     (tmp_path / "half" / "seed-2" / "notes.txt").write_text("mine")
     code, _, err = run(capsys, monkeypatch, "train", recipe, "--out", tmp_path / "half")

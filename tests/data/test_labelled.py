@@ -324,7 +324,7 @@ def test_what_cannot_be_used_is_refused_with_its_place(tmp_path):
         (recipe(good, filter={"class": "x"}), "holds no examples with {'class': 'x'}"),
         (recipe(good, validation=other), r"other\.csv', row 9: label 'maybe' is outside the classes 'no', 'yes'"),
         (recipe(good, classes=["yes", "maybe"]), "row 0: label 'no' is outside the classes 'yes'"),
-        (recipe(holes), "row 5: column 'sentence' holds None, not text"),
+        (recipe(holes), "row 5: column 'sentence' holds no text"),
         (recipe(good, filter={"class": "yes"}), "all labels are 'yes'"),
         (recipe(good, problem_type="regression"), "label 'no' is not a finite number"),
         (recipe(hole, problem_type="regression"), "row 7: label 'none' is not a finite number"),
@@ -524,9 +524,15 @@ def versions(path, labels, count=30):
     return str(path)
 
 
+def test_labels_that_differ_in_case_only_are_two_classes_and_warned_of(tmp_path):
+    data = versions(tmp_path / "train.csv", ("Good", "good", "bad"))
+    with pytest.warns(UserWarning, match="the labels 'Good' and 'good' are two classes; write them alike if they are one"):
+        assert load_labelled(recipe(data)).classes == ("Good", "bad", "good")
+
+
 def test_labels_that_are_one_decimal_number_are_two_classes_and_warned_of(tmp_path):
     train = versions(tmp_path / "train.csv", ("1.1", "1.10", "2.0"))
-    with pytest.warns(UserWarning, match=r"the labels '1.1' and '1.10' are two classes; write them alike if they are one number"):
+    with pytest.warns(UserWarning, match=r"the labels '1.1' and '1.10' are two classes; write them alike if they are one"):
         found = load_labelled(recipe(train, validation=versions(tmp_path / "valid.csv", ("1.10", "1.1"))))
     assert found.classes == ("1.1", "1.10", "2.0")
     assert set(found.validation["label"]) | set(found.test["label"]) == {0, 1}

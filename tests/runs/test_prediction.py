@@ -120,7 +120,7 @@ def test_texts_that_the_command_cannot_predict_are_named(finished, tmp_path, cap
     wrong = {
         "no.csv": "data file 'no.csv' does not exist",
         "other.csv": "'other.csv' has no column 'text' for text; its columns are review",
-        "numbers.jsonl": "'numbers.jsonl', row 1: column 'text' holds None, not text",
+        "numbers.jsonl": "'numbers.jsonl', row 1: column 'text' holds no text",
     }
     monkeypatch.chdir(tmp_path)
     for data, message in wrong.items():

@@ -128,8 +128,10 @@ def test_changes_of_the_folder(tmp_path, base, adapters, logged):
     refusal = "'of-other-sites' is not served as it is now: adapter 'of-other-sites' does not fit this bank: its sites differ"
     assert refusal in logged[-1]
     shutil.rmtree(tmp_path / "renamed")
-    folder.update(folder.changed())
+    for _ in range(2):
+        folder.update(folder.changed())
     assert list(bank) == ["renamed"]  # a bank is never empty
+    assert ["stays served without its folder" in line for line in logged[-2:]] == [False, True]
 
 
 def test_an_unexpected_error_of_one_adapter_leaves_the_others(tmp_path, base, adapters, monkeypatch, logged):
