@@ -72,7 +72,7 @@ NOUNS = "number-gender"
 ENTITIES = {NOUNS: ("number", "gender"), "city": ("Country", "Continent"), "physical_object": ("Category", "Size")}
 ROTATIONS = (STACKED, DEEP, PLANES, FROM_COMPONENTS)
 FEWER = (STACKED, DEEP, SHARED, SEPARATE)
-OF_FEWER = (2, 8, 32, 64)  # coordinates of Gemma-3-270M's cities, whose trainings are slow, that FEWER are measured with
+OF_FEWER = (2, 8, 32)  # coordinates of Gemma-3-270M's cities, whose trainings are slow, that FEWER are measured with
 COMPARED = [
     *((each, SHARED) for each in (*ROTATIONS, MASKED_BASIS, *WHITENED, *BOUNDLESS)),
     *((each, SEPARATE) for each in (*ROTATIONS, MASKED_BASIS)),  # RAVEL's MDAS
