@@ -72,7 +72,6 @@ NOUNS = "number-gender"
 ENTITIES = {NOUNS: ("number", "gender"), "city": ("Country", "Continent"), "physical_object": ("Category", "Size")}
 ROTATIONS = (STACKED, DEEP, PLANES, FROM_COMPONENTS)
 FEWER = (STACKED, DEEP, SHARED, SEPARATE)
-OF_FEWER = (2, 8, 32)  # coordinates of Gemma-3-270M's cities, whose trainings are slow, that FEWER are measured with
 COMPARED = [
     *((each, SHARED) for each in (*ROTATIONS, MASKED_BASIS, *WHITENED, *BOUNDLESS)),
     *((each, SEPARATE) for each in (*ROTATIONS, MASKED_BASIS)),  # RAVEL's MDAS
@@ -445,8 +444,6 @@ def condition(model: str, entities: str, coordinates: int, rates: bool) -> Condi
     chosen = [f"variables=[{', '.join(variables)}]", f"coordinates={coordinates}"]
     if rates:
         chosen.append(f"rates={list(RATES)}")
-    if (identity, entities) == (GEMMA, "city") and coordinates in OF_FEWER:
-        chosen.append(f"methods={json.dumps(FEWER)}")
     name = f"{model}, {entities}, {coordinates} coordinates per variable"
     return Condition(name, (*places, *chosen), requires=() if entities == NOUNS else ("ravel",))
 
