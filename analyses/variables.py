@@ -462,9 +462,9 @@ VARIABLES = Study(
     title="Several variables in one state",
     question="Can one rotation hold several variables in disjoint coordinates as well as a trained low-rank subspace does?",
     caveat=(
-        "Small models, one block each, one to three seeds, and learning rates chosen with 16 coordinates. Gemma-3-270M was not "
-        "tested on nouns, and with four methods on its cities with 2, 8, 32 and 64. Comparisons are not corrected for their "
-        "number, and that two methods are not told apart does not make them equal."
+        "Small models, one block each, three seeds, and learning rates chosen with 16 coordinates. Gemma-3-270M was not "
+        "tested on nouns. Comparisons are not corrected for their number, and that two methods are not told apart does not make "
+        "them equal."
     ),
     conditions={
         f"{model}_{entities}_{count}": condition(model, entities, count, (model, entities) != ("smollm2", NOUNS))
