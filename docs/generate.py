@@ -54,6 +54,7 @@ def main(docs: Path) -> None:
     (folder / "reference" / "recipe-keys.md").write_text(recipe_page())
     (folder / "reference" / "commands.md").write_text(commands_page())
 
+
 # Results
 
 
