@@ -412,7 +412,7 @@ def test_nothing_changes_the_model_while_another_thread_calls_it_by_itself(call,
     def changed():
         with {
             "attached": model.attached,
-            "engine": model.continuous_batching,
+            "engine": lambda: model.continuous_batching(sizes=(8, 4, 2)),  # else its cache fills the memory
             "interchange": lambda: opened(base, "interchange runs", "interchange"),
             "merge": lambda: nullcontext(model.merge()),
             "unmerge": lambda: nullcontext(model.unmerge()),
