@@ -199,6 +199,7 @@ else
 	$(BIN)/road-interp study --redraw --out figures
 	cp $(SHOWN:%=figures/%.png) docs/figures
 	$(BIN)/python docs/small_images.py docs/figures/*.png
+	$(BIN)/python docs/drawings.py docs/figures/concepts
 endif
 
 # Check that the numbers of README and docs/ are those of results/.

@@ -71,7 +71,6 @@ LAYERS = {identity: layer for identity, layer, _ in MODELS.values()}
 NOUNS = "number-gender"
 ENTITIES = {NOUNS: ("number", "gender"), "city": ("Country", "Continent"), "physical_object": ("Category", "Size")}
 ROTATIONS = (STACKED, DEEP, PLANES, FROM_COMPONENTS)
-FEWER = (STACKED, DEEP, SHARED, SEPARATE)
 COMPARED = [
     *((each, SHARED) for each in (*ROTATIONS, MASKED_BASIS, *WHITENED, *BOUNDLESS)),
     *((each, SEPARATE) for each in (*ROTATIONS, MASKED_BASIS)),  # RAVEL's MDAS
@@ -517,7 +516,7 @@ VARIABLES_LONGER = Study(
     seeds=(1, 2),
     **COMMON,
 )
-THREE = ("variables=[Country, Continent, Language]", f"methods={json.dumps(FEWER)}")
+THREE = ("variables=[Country, Continent, Language]", f"methods={json.dumps((STACKED, DEEP, SHARED, SEPARATE))}")
 VARIABLES_THREE = Study(
     name="variables-three",
     title="Three variables in one state",

@@ -311,23 +311,23 @@ CASES = {
     "an unquoted comma": (
         write("data.csv", "text,label\n" + "a, b,1\nc, d,0\n" * 50),
         TRAIN,
-        "row 0: more fields than the 2 columns",
+        "row 0: more fields than the columns of the header 'text, label'; put texts",
     ),
     "an unquoted tab": (
         write("data.tsv", "text\tlabel\n" + "a\tb\t1\nc\td\t0\n" * 50),
         [*TRAIN, "data.id=data.tsv"],
-        "row 0: more fields than the 2 columns",
+        "row 0: more fields than the columns of the header 'text, label'; put texts",
     ),
     "a trailing comma in every row": (
         write("data.csv", "text,label\n" + "a,1,\nb,0,\n" * 50),
         TRAIN,
-        "row 0: more fields than the 2 columns of the header",
+        "row 0: more fields than the columns of the header 'text, label'; put texts",
     ),
     "semicolons": (write("data.csv", "text;label\n" + "a;1\nb;0\n" * 50), TRAIN, "a CSV file separates columns by commas"),
     "semicolons, and texts with commas": (
         write("data.csv", "text;label\n" + "a, b;1\nc, d;0\n" * 50),
         TRAIN,
-        "its header 'text;label' is one column: a CSV file separates columns by commas",
+        "row 0: more fields than the columns of the header 'text;label'; a CSV file separates columns by commas",
     ),
     "data of one class": (
         write("data.csv", "text,label\n" + "a b,1\n" * 50),

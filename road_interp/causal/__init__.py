@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from road_interp.causal.training import train_interchange
     from road_interp.causal.variable_methods import SeparateInterchanges, no_variable, whole_state
     from road_interp.causal.variables import VariableRuns, VariablesReport, measure_variables, train_variables
-    from road_interp.causal.variables_comparison import Trained, VariablesComparison, compare_variables, try_methods
+    from road_interp.causal.variables_comparison import TrainedInterchange, VariablesComparison, compare_variables, try_methods
 
 _LAZY_IMPORTS = {
     "InterchangeReport": "accuracy",
@@ -63,7 +63,7 @@ _LAZY_IMPORTS = {
     "load_pairs": "template_pairs",
     "train_interchange": "training",
     "VariablesComparison": "variables_comparison",
-    "Trained": "variables_comparison",
+    "TrainedInterchange": "variables_comparison",
     "compare_variables": "variables_comparison",
     "try_methods": "variables_comparison",
     "SeparateInterchanges": "variable_methods",
@@ -93,7 +93,7 @@ __all__ = [
     "SeparateInterchanges",
     "Splits",
     "TaskScores",
-    "Trained",
+    "TrainedInterchange",
     "VariablePairs",
     "VariableRuns",
     "VariablesComparison",

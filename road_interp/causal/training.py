@@ -145,8 +145,8 @@ def _check_training(interchange: nn.Module, steps: object, learning_rate: Any, t
         raise InputError(f"a {type(interchange).__name__} without trainable parameters cannot be trained")
     if temperatures is None and hasattr(interchange, "set_temperature") and getattr(interchange, "has_soft_mask", True):
         warnings.warn(
-            f"{type(interchange).__name__} swaps in part at its present temperature, and is not trained for what it swaps "
-            f"when it is hardened: give temperatures, as in {getattr(interchange, 'temperatures', (50.0, 0.1))}",
+            f"{type(interchange).__name__} swaps in part at its present temperature, which this training would not lower: "
+            f"give temperatures, as in {getattr(interchange, 'temperatures', (50.0, 0.1))}",
             stacklevel=4,
         )
     if temperatures is not None:

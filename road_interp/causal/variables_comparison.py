@@ -167,7 +167,7 @@ def disentangle_over_seeds(
     return float(np.mean(values)), low, high
 
 
-class Trained(NamedTuple):
+class TrainedInterchange(NamedTuple):
     """A trained interchange, and how it was trained."""
 
     trial: Trial
@@ -183,7 +183,7 @@ def try_methods(
     steps: int = 200,
     seed: int = 0,
     progress: Progress = silent,
-) -> Iterator[Trained]:
+) -> Iterator[TrainedInterchange]:
     """Train every method at every learning rate, and score it on the validation pairs.
 
     Args:
@@ -199,26 +199,13 @@ def try_methods(
         check_argument("causal.try_methods", runs, VariableRuns, "VariableRuns(model, pairs, layer, variables)")
     _check_same_place(train, validation)
     _check_rates(methods, rates or {})
-    return _tried(train, validation, coordinates, methods, rates or {}, steps, seed, progress)
-
-
-def _tried(
-    train: VariableRuns,
-    validation: VariableRuns,
-    coordinates: int,
-    methods: Sequence[str],
-    rates: Mapping[str, Sequence[float]],
-    steps: int,
-    seed: int,
-    progress: Progress,
-) -> Iterator[Trained]:
     states = torch.cat((train.runs.bases, train.runs.sources)).float()
     inputs = MethodInputs(train.runs.site.width, train.variables, coordinates, states, seed)
-    for name in methods:
-        for rate in rates.get(name, (KNOWN_METHODS[name].learning_rate,)):
-            interchange = KNOWN_METHODS[name].make(inputs).to(train.targets.device)
-            loss = _train(train, interchange, name, steps, rate, seed, progress)
-            yield Trained(Trial(name, rate, loss, measure_variables(validation, interchange, name).disentangle), interchange)
+    return (
+        _trained(train, validation, inputs, name, rate, steps, progress)
+        for name in methods
+        for rate in (rates or {}).get(name, (KNOWN_METHODS[name].learning_rate,))
+    )
 
 
 def compare_variables(
@@ -248,10 +235,9 @@ def compare_variables(
         check_argument("causal.compare_variables", runs, VariableRuns, "VariableRuns(model, pairs, layer, variables)")
     _check_same_place(train, validation, test)
     _check_disjoint(train, validation, test)
-    _check_rates(methods, rates or {})
+    tried_methods = try_methods(train, validation, coordinates, methods, rates, steps, seed, progress)
     reports = _untrained(test, coordinates, seed) if controls else []
     trials: list[Trial] = []
-    tried_methods = try_methods(train, validation, coordinates, methods, rates, steps, seed, progress)
     for name, tried in groupby(tried_methods, lambda each: each.trial.method):
         of_method = list(tried)
         best, interchange = min(of_method, key=lambda each: (-round(each.trial.validation, 9), each.trial.rate))
@@ -271,17 +257,25 @@ def _untrained(test: VariableRuns, coordinates: int, seed: int) -> list[Variable
     ]
 
 
-def _train(
-    runs: VariableRuns, interchange: nn.Module, name: str, steps: int, rate: float, seed: int, progress: Progress
-) -> float:
-    """Train an interchange; the mean loss of the last tenth of its steps."""
-    told = prefixed(progress, f"{name}, rate {rate:g}")
+def _trained(
+    train: VariableRuns,
+    validation: VariableRuns,
+    inputs: MethodInputs,
+    name: str,
+    rate: float,
+    steps: int,
+    progress: Progress,
+) -> TrainedInterchange:
+    """Train one interchange; its loss is the mean of the last tenth of the steps."""
+    interchange = KNOWN_METHODS[name].make(inputs).to(train.targets.device)
     learned = interchange if isinstance(interchange, ProportionalInterchange) else None
-    temperatures = None if learned is None else learned.temperatures
-    losses = train_variables(runs, interchange, steps, rate, seed=seed, temperatures=temperatures, progress=told)
+    temperatures, told = None if learned is None else learned.temperatures, prefixed(progress, f"{name}, rate {rate:g}")
+    losses = train_variables(train, interchange, steps, rate, seed=inputs.seed, temperatures=temperatures, progress=told)
     if learned is not None:
         learned.harden()
-    return float(np.mean(losses[-max(1, steps // 10) :]))
+    loss = float(np.mean(losses[-max(1, steps // 10) :]))
+    validated = measure_variables(validation, interchange, name).disentangle
+    return TrainedInterchange(Trial(name, rate, loss, validated), interchange)
 
 
 def _check_rates(methods: Sequence[str], rates: Mapping[str, Sequence[float]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from huggingface_hub import metadata_load
 from pandas.errors import ParserError
 from yaml import YAMLError
 
-from road_interp.data.table_files import FORMATS, read_tables
+from road_interp.data.table_files import FORMATS, read_tables, separator_hint
 from road_interp.errors import InputError, first_line, shown
 from road_interp.files import is_dir, is_file, path_and_split
 from road_interp.sources import resolve
@@ -139,8 +138,7 @@ def listed_columns(data: Dataset) -> str:
     """The column names of data for an error: at most eight, each cut to 40 characters."""
     names = [name if len(name) <= 40 else f"{name[:39]}…" for name in data.column_names[:8]]
     more = len(data.column_names) - len(names)
-    hint = "; a CSV file separates columns by commas" if len(names) == 1 and re.search(r"[;\t|]", names[0]) else ""
-    return f"its columns are {', '.join(names)}" + (f" and {more} more" if more else "") + hint
+    return f"its columns are {', '.join(names)}" + (f" and {more} more" if more else "") + separator_hint(names)
 
 
 def _cause(error: Exception) -> str:

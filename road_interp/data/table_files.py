@@ -15,6 +15,7 @@ import pandas
 import pyarrow.parquet
 from datasets import Dataset
 
+from road_interp.errors import shown
 from road_interp.files import parse_json_values
 
 SEPARATED: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"sep": "\t", "quoting": csv.QUOTE_NONE}}
@@ -41,6 +42,12 @@ def read_tables(paths: Sequence[Path], valued: Collection[str], label: str | Non
     return Dataset.from_dict({name: readers.get(name, _as_numbers)(column) for name, column in texts.items()})
 
 
+def separator_hint(columns: Sequence[Any]) -> str:
+    """What to say in an error of data whose header is one column that another separator would divide; else nothing."""
+    is_divided = len(columns) == 1 and re.search(r"[;\t|]", str(columns[0]))
+    return "; a CSV file separates columns by commas" if is_divided else ""
+
+
 def _separated_columns(path: Path, options: Mapping[str, Any]) -> dict[str, list[str]]:
     """The texts of every column of a CSV or TSV file; fields that a short row lacks are empty."""
     options = {"dtype": str, "keep_default_na": False, **options}
@@ -51,12 +58,8 @@ def _separated_columns(path: Path, options: Mapping[str, Any]) -> dict[str, list
     options["skip_blank_lines"] = len(header) > 1  # of a single column they are rows without text, as empty fields of others
     frame = pandas.read_csv(path, **options)
     if len(frame) and not isinstance(frame.index, pandas.RangeIndex):  # pandas takes the first fields of long rows for an index
-        if len(header) == 1 and re.search(r"[;\t|]", str(frame.columns[0])):
-            raise ValueError(f"its header {str(frame.columns[0])!r} is one column: a CSV file separates columns by commas")
-        raise ValueError(
-            f"row 0: more fields than the {len(frame.columns)} columns of the header; put texts that contain the separator in "
-            "double quotes, or name every column"
-        )
+        todo = separator_hint(list(header)) or "; put texts that contain the separator in double quotes, or name every column"
+        raise ValueError(f"row 0: more fields than the columns of the header {shown(', '.join(map(str, header)))}{todo}")
     return {name: frame[name].tolist() for name in frame}
 
 

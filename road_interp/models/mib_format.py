@@ -38,7 +38,7 @@ def save_mib(
 
     Raises:
         InputError: columns that are not orthonormal, no features or some that do not exist, a unit that is no part of a
-            file name, or files that exist already.
+            file name, a folder that cannot be written, or files that exist already.
     """
     check_argument("save_mib", folder, (str, os.PathLike), "the path of a folder")
     if not isinstance(unit, str) or not unit or Path(unit).name != unit:
@@ -46,10 +46,11 @@ def save_mib(
     width, count = basis.shape
     if not is_orthonormal(basis):
         raise InputError("the columns of the basis are not orthonormal: MIB's loader would orthogonalise them")
-    if features is not None and not features:
+    swapped = list(range(count)) if features is None else list(dict.fromkeys(features))
+    if not swapped:
         raise InputError("no feature is swapped: name one at least, or leave subspaces out for all")
-    if features is not None and not set(features) <= set(range(count)):
-        raise InputError(f"the features {sorted(set(features) - set(range(count)))} do not exist: there are {count}")
+    if unknown := sorted(set(swapped) - set(range(count))):
+        raise InputError(f"the features {unknown} do not exist: there are {count}")
     folder = Path(folder)
     check_writable(folder)
     paths = [folder / f"{unit}_{kind}" for kind in ("featurizer", "inverse_featurizer", "indices")]
@@ -71,4 +72,4 @@ def save_mib(
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(saved, paths[0])
     torch.save(saved, paths[1])
-    paths[2].write_text(json.dumps(None if features is None else list(dict.fromkeys(features))))
+    paths[2].write_text(json.dumps(None if features is None else swapped))

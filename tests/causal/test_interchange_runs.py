@@ -388,9 +388,7 @@ def test_the_boundary_of_pyvenes_boundless_das_moves_ten_times_as_fast(taught):
     boundless.temperature.requires_grad_(False)
     train_interchange(runs, boundless, 1, 0.003, temperatures=(1.0, 0.1))
     assert abs(float(boundless.intervention_boundaries) - 0.5) == pytest.approx(0.03, rel=1e-3)
-    with pytest.warns(
-        UserWarning, match="BoundlessRotatedSpaceIntervention swaps in part at its present temperature, and.* give temp"
-    ):
+    with pytest.warns(UserWarning, match="^BoundlessRotatedSpaceIntervention swaps in part at .* give temp"):
         train_interchange(runs, boundless, 1, 0.003)
 
 

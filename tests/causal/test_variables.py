@@ -110,13 +110,21 @@ def test_variables_of_other_names_or_another_order_are_refused(runs):
     for loaded, trained in ((BoundlessInterchange(2, Neurons(width)), boundless), (SeparateInterchanges(2, width, 2), separate)):
         loaded.load_state_dict(trained.state_dict())
         assert loaded.variables == names
-    for interchange in (boundless, MaskedInterchange(2, width, 2)):
-        with pytest.warns(UserWarning, match=r"swaps in part at its present temperature.*: give temperatures, as in \(\d"):
-            train_variables(runs, interchange, steps=1)
-    with pytest.raises(InputError, match=f"the variable '{names[0]}' is named twice"):
-        VariableRuns(runs.runs.model, runs.pairs, runs.runs.site, (*names, names[0]), runs.runs.span)
     with pytest.raises(InputError, match=r"takes no subspaces, .* are causal.no_variable and causal.whole_state$"):
         measure_variables(runs, no_swap, "x")
+
+
+def test_a_variable_that_is_named_twice_is_refused(runs):
+    names = (*runs.variables, runs.variables[0])
+    with pytest.raises(InputError, match=f"the variable '{names[0]}' is named twice"):
+        VariableRuns(runs.runs.model, runs.pairs, runs.runs.site, names, runs.runs.span)
+
+
+def test_a_training_at_one_temperature_is_warned_of(runs):
+    width = runs.runs.site.width
+    for interchange in (BoundlessInterchange(2, Neurons(width)), MaskedInterchange(2, width, 2)):
+        with pytest.warns(UserWarning, match=r"swaps in part at its present temperature.*: give temperatures, as in \(\d"):
+            train_variables(runs, interchange, steps=1)
 
 
 def test_pairs_and_runs_are_shown_in_one_line(runs):

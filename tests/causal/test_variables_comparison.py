@@ -20,7 +20,7 @@ from road_interp.causal.variable_methods import (
 )
 from road_interp.causal.variables import VariableRuns, VariablesReport, cell_weights, measure_variables
 from road_interp.causal.variables_comparison import (
-    Trained,
+    TrainedInterchange,
     Trial,
     VariablesComparison,
     compare_variables,
@@ -89,7 +89,7 @@ def test_of_equal_trainings_the_one_with_the_smallest_rate_is_tested(taught_thin
 
     def try_methods(*runs, **options):
         for rate in scores:
-            yield Trained(Trial(SHARED, rate, 0.0, scores[rate]), no_variable)
+            yield TrainedInterchange(Trial(SHARED, rate, 0.0, scores[rate]), no_variable)
 
     monkeypatch.setattr(variables_comparison, "try_methods", try_methods)
     trials, reports = compare_variables(*splits, 2, controls=False)
