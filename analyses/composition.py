@@ -52,6 +52,7 @@ RATES = {"LoRA": 1e-3, "LoReFT": 2e-3}
 GRID = (3e-4, 1e-3, 3e-3, 1e-2)
 TUNED = {"planes": "planes", "undivided_own-loss": "undivided, loss of own tokens", "lora": "LoRA", "loreft": "LoReFT"}
 FASTER = "_rate-0.01"  # the best rate of planes and of undivided adapters in composition-rates
+RIVALS = ("adapter-per-set", "lora_coact-0.5", "loreft_coact-0.5")  # which have one rate, and are compared with both of planes
 MIDDLE = 15  # the block that the paper rotates
 
 Measure = Callable[[Piece], CompositionReport]
@@ -151,7 +152,7 @@ def report(pieces: Pieces) -> CompositionStudy:
 
 
 def draw(found: CompositionStudy, folder: Path) -> list[Path]:
-    first = MAIN if MAIN in found.reports else next(iter(found.reports))
+    first = next((slug for slug in (MAIN + FASTER, MAIN) if slug in found.reports), next(iter(found.reports)))
     shown = found.reports[first]
     with context(plots.STYLE):
         size = (7, 0.35 * len(found.reports) + 0.9)
@@ -190,6 +191,8 @@ def describe(found: CompositionStudy) -> Described:
         rows += differences_of(f"{name} minus planes", each, divided.get((each.model, each.tasks), each))
         if FASTER in slug:
             rows += differences_of(f"{name} minus planes at that rate", each, faster.get((each.model, each.tasks), each))
+        if slug in RIVALS:
+            rows += differences_of(f"{name} minus planes at rate 0.01", each, faster.get((each.model, each.tasks), each))
     always, own = (found.reports.get(slug) for slug in ("planes_coact-1", "undivided_own-loss"))
     if always and own:  # whose examples all leave out the other task's tokens
         rows += differences_of(f"{name_of(own)} minus planes, co-activation 1", own, always)
@@ -256,16 +259,21 @@ def differences_of(name: str, found: CompositionReport, other: CompositionReport
 
 
 def adapters_by_name(found: CompositionStudy) -> list[tuple[str, str]]:
-    """Control of the adapters of `bank` beside that of planes, on the same divisions."""
-    by_name, main = bank(found), found.reports.get(MAIN)
-    if by_name is None or main is None or not {*by_name.seeds} <= {*main.seeds}:
+    """Control of the adapters of `bank` beside that of planes at both rates, on the same divisions."""
+    by_name, rows = bank(found), []
+    rates = {"planes": MAIN, "planes at rate 0.01": MAIN + FASTER}
+    beside = {name: found.reports[slug] for name, slug in rates.items() if slug in found.reports}
+    if by_name is None or any(not {*by_name.seeds} <= {*each.seeds} for each in beside.values()):
         return []
-    model, rows = readable_name(by_name.model), []
-    for name, each in ((by_name.method, by_name), ("planes", main.on_seeds(by_name.seeds))):
+    model = readable_name(by_name.model)
+    for name, each in ((by_name.method, by_name), *beside.items()):
+        of_divisions = each.on_seeds(by_name.seeds)
         same = f"{model}, {name}, division {', '.join(map(str, by_name.seeds))}"
-        rows.append((f"{same}: mean over sets", with_interval(each.mean_control())))
-        rows += [(f"{same}: {score.active}", with_interval(each.control(score.active))) for score in each.scores[1:]]
-    return [*rows, (f"{model}, {by_name.method} minus planes: mean over sets", with_interval(by_name.difference(main)))]
+        rows.append((f"{same}: mean over sets", with_interval(of_divisions.mean_control())))
+        rows += [(f"{same}: {score.active}", with_interval(of_divisions.control(score.active))) for score in by_name.scores[1:]]
+    for name, each in beside.items():
+        rows.append((f"{model}, {by_name.method} minus {name}: mean over sets", with_interval(by_name.difference(each))))
+    return rows
 
 
 def by_division(name: str, differences: Float[np.ndarray, "divisions prompts"]) -> list[tuple[str, str]]:

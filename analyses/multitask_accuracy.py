@@ -164,6 +164,7 @@ def draw_rates(found: HeadRates, folder: Path) -> list[Path]:
 
 def describe_rates(found: HeadRates) -> Described:
     rows = [(f"{name}, rate {rate:g}", f"{score:.3f}") for name, of in found.scores.items() for rate, score in of.items()]
+    rows += [(f"{name}, best rate", f"{rate:g}") for name, rate in found.best.items()]
     best = ", ".join(f"{name} {rate:g}" for name, rate in found.best.items()) or "no grid is complete yet"
     return f"Accuracy on validation texts by learning rate; all planes are active. The best: {best}.", rows
 

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -432,6 +433,9 @@ def describe_rates(found: VariablesStudy) -> Described:
     for seeds in found.comparisons.values():
         for trial in seeds[0].trials:
             rows.append((f"{name_of(seeds[0])}, {trial.method}, rate {trial.rate:g}", f"{trial.validation:.3f}"))
+        for method, tried in groupby(seeds[0].trials, lambda trial: trial.method):
+            best = best_rate({trial.rate: trial.validation for trial in tried})
+            rows.append((f"{name_of(seeds[0])}, {method}, best rate", f"{best:g}"))
     return "Disentangle on validation entities by learning rate.", rows
 
 

@@ -95,7 +95,7 @@ class ClassifierScorer:
     def __init__(self, run: Run, limit: int | None = None, device: str | None = None) -> None:
         recipe: Any = run.recipe
         if run.classes is None:
-            raise InputError(f"'{run.folder}' is not a run of one classification task; ClassifierScorer needs one")
+            raise InputError(f"'{run.folder}' is not a run of one classification task, which outcomes per example need")
         self.task, self.metric = recipe.data.id.rpartition("/")[2], "accuracy"
         self._device = find_device(device)
         self._precision = forward_precision(run.trained_recipe(self._device.type).training, self._device)

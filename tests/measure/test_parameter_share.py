@@ -70,12 +70,12 @@ def test_a_point_per_method_of_the_task(report):
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["m", "road_1", "full fine-tuning"]
 
 
-def test_points_of_nearly_equal_shares_stand_beside_each_other(report):
-    """Their bars would cover each other."""
+def test_points_of_equal_shares_stand_beside_each_other(report):
+    """Their bars would cover each other; those of other shares stand where they are."""
     others = {name: (outcomes(name, percent, 0.7, 0),) for name, percent in (("road_2", 0.101), ("lora-1", 0.1), ("road_4", 0.2))}
     ax = plots.parameter_share(ParameterShareReport({**report.trainings, **others}), task="reviews")
     places = [bars.lines[0].get_xdata()[0] for bars in ax.containers]
-    assert places == pytest.approx([0.1, 100.0, 0.101 * 1.15, 0.1 * 1.15**2, 0.2])
+    assert places == pytest.approx([0.1 / 1.15**0.5, 100.0, 0.101, 0.1 * 1.15**0.5, 0.2])
 
 
 def test_a_method_that_trains_nothing_is_a_line(report):
