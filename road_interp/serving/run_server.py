@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from packaging.version import Version
+from packaging.specifiers import SpecifierSet
 from transformers import GenerationConfig
 
 from road_interp.errors import InputError
@@ -27,7 +27,7 @@ from road_interp.serving.served_adapters import ServedAdapters, check_adapters
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 2.0
-OLDEST = "5.24"  # the first release of transformers with which the tests of the server pass
+RELEASES = SpecifierSet("~=5.24.0")  # of transformers; 5.25 has another interface of its server
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,11 @@ def serve(
     """Serve a causal language model under the names of the adapters in a folder, until the process is interrupted.
 
     Raises:
-        InputError: the extra `serve` is not installed, transformers is too old, its engine cannot run the model, or the
-            model or an adapter cannot be read.
+        InputError: the extra `serve` is not installed, transformers is of another release than RELEASES, its engine cannot run
+            the model, or the model or an adapter cannot be read.
     """
+    if transformers.__version__ not in RELEASES:
+        raise InputError(f"the server needs transformers 5.24, and Python 3.11 for it; here is {transformers.__version__}")
     try:
         import uvicorn
 
@@ -66,8 +68,6 @@ def serve(
     except ImportError as error:
         needed = "pip install -U '.[serve]' in a clone, or with the path of a wheel"
         raise InputError(f"{error}: the server needs its extra: {needed}") from None
-    if Version(transformers.__version__) < Version(OLDEST):
-        raise InputError(f"the server needs transformers {OLDEST}, and Python 3.11 for it; here is {transformers.__version__}")
     if settings.max_new_tokens >= settings.max_length:
         raise InputError(
             f"max_length {settings.max_length} leaves no room for a prompt beside {settings.max_new_tokens} new tokens"

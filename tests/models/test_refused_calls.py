@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import pyvene
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
@@ -327,13 +329,20 @@ def test_a_model_without_generation_says_how_to_load_one_that_has_it():
         RoadModel.load(base, "folder")
 
 
-def test_recurrent_caches_do_not_count_tokens():
+def test_recurrent_caches_count_their_tokens_or_are_refused():
+    """Those of transformers 5.24 do not, those of 5.25 do."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "vocab_size": 60}
     base = MambaForCausalLM(MambaConfig(**sizes, bos_token_id=0, eos_token_id=1, pad_token_id=2)).eval()
     model = RoadModel(base, random_adapter(find_sites(base, "block-output")), positions="last")
-    with pytest.raises(InputError, match="the cache of MambaForCausalLM does not count its tokens"):
-        model.generate(token_batch(2, 5), max_new_tokens=2)
+    told = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    if Version(transformers.__version__) < Version("5.25"):
+        with pytest.raises(InputError, match="the cache of MambaForCausalLM does not count its tokens"):
+            model.generate(token_batch(2, 5), **told)
+    else:
+        _, cached = model.generate(token_batch(2, 5), **told)
+        _, recomputed = model.generate(token_batch(2, 5), use_cache=False, **told)
+        torch.testing.assert_close(cached.logits, recomputed.logits)
 
 
 # ------------------------------------------------------------------ rows

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from helpers.cli import run
 from helpers.models import random_adapter, tiny_model
@@ -26,10 +27,12 @@ from road_interp.errors import InputError
 from road_interp.models.road_model import RoadModel
 from road_interp.recipes.schema import ModelRecipe
 from road_interp.serving import run_server
+from road_interp.serving.run_server import RELEASES
 from road_interp.sites.find import find_sites
 
+if transformers.__version__ not in RELEASES:
+    pytest.skip("the server needs transformers 5.24", allow_module_level=True)
 pytest.importorskip("road_interp.serving.server", reason="the server needs the extra [serve]")
-pytest.importorskip("transformers", minversion="5.24", reason="the server needs transformers 5.24")
 
 ROOT = Path(__file__).parents[2]
 
@@ -140,7 +143,8 @@ def test_a_model_that_the_engine_cannot_run_is_refused_before_it_is_served(tmp_p
     assert told == ["reading the model and its adapters"]
 
 
-def test_a_transformers_that_is_too_old_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_server.transformers, "__version__", "5.23.1")
-    with pytest.raises(InputError, match=r"the server needs transformers 5.24, and Python 3.11 for it; here is 5.23.1"):
+@pytest.mark.parametrize("release", ["5.23.1", "5.25.0"])
+def test_another_release_of_transformers_is_refused(release, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_server.transformers, "__version__", release)
+    with pytest.raises(InputError, match=f"the server needs transformers 5.24, and Python 3.11 for it; here is {release}"):
         run_server.serve(ModelRecipe("gpt2"), tmp_path, run_server.ServerSettings("127.0.0.1", 8000, False, 32, 1024, 256))
