@@ -48,7 +48,7 @@ GRIDS: Mapping[str, tuple[float, ...]] = {  # of learning rates, the same for ev
 }
 RATES: Mapping[str, Mapping[str, float]] = {  # by model and method: those with the highest accuracy in "parameter-share-rates"
     "minilm": {"road_1": 1e-2, "road_2": 1e-2, "road_4": 1e-2, "lora-1": 1e-2, "lora-8": 3e-3, "full": 3e-4},
-    "mpnet": {"road_1": 1e-2, "road_4": 1e-2, "lora-1": 1e-2, "lora-8": 3e-3, "full": 1e-4},
+    "mpnet": {"road_1": 1e-2, "road_2": 1e-2, "road_4": 1e-2, "lora-1": 1e-2, "lora-8": 3e-3, "full": 1e-4},
     "smollm2": {"road_1": 1e-2, "lora-1": 3e-3, "full": 3e-4},
     "gemma-3-270m": {"road_1": 3e-3, "lora-1": 3e-3, "full": 1e-4},  # full: on film reviews own_settings has 3e-5
 }
