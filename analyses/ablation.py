@@ -9,11 +9,14 @@ Runs that train angles only or magnitudes only are compared with the run of the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from road_interp.cli.app import main_of
+from road_interp.data.contained import PLACES, contained_texts
+from road_interp.data.labelled import load_labelled
 from road_interp.measure.ablation import ANGLES, BOTH, BY, MAGNITUDES, NEITHER, Ablation, AblationReport, ablation
 from road_interp.plots import export
 from road_interp.recipes.loader import load_recipe
@@ -120,7 +123,14 @@ def measure_sst2(piece: Piece) -> AblationReport:
     if piece.condition in ALONE:
         overrides.append(f"adapter.trainable={ALONE[piece.condition][0]}")
     piece = piece._replace(recipe=load_recipe("sentiment-minilm", [*overrides, *settings.more]))
-    return replace(measure(piece, by=(), refit=False), task="SST-2")
+    data = load_labelled(piece.recipe.data)
+    contained = tuple(contained_texts(data.test["text"][:], data.train["text"][:]).tolist())
+    return replace(measure(piece, by=(), refit=False), task="SST-2", contained=contained)
+
+
+def _within(difference: Sequence[float]) -> str:
+    _, *interval = difference
+    return "shown" if all(abs(bound) < MARGIN for bound in interval) else "not shown"
 
 
 def describe_sst2(found: AblationReport) -> Described:
@@ -128,10 +138,12 @@ def describe_sst2(found: AblationReport) -> Described:
     both = found.of("components", "all planes", BOTH)
     for row in found.rows:
         if row.component in (ANGLES, MAGNITUDES):
-            _, *interval = found.contrast(both, row)
-            within = all(abs(bound) < MARGIN for bound in interval)
             name = f"{row.component} trained alone" if row.group == "trained alone" else row.component
-            numbers.append((f"{BOTH} minus {name} within {MARGIN:g}", "shown" if within else "not shown"))
+            numbers.append((f"{BOTH} minus {name} within {MARGIN:g}", _within(found.contrast(both, row))))
+            for contained, place in PLACES.items() if {*PLACES} <= {*found.contained} else ():
+                difference = found.contrast(both, row, contained)
+                numbers.append((f"{BOTH} minus {name}, texts {place}", with_interval(difference)))
+                numbers.append((f"{BOTH} minus {name} within {MARGIN:g}, texts {place}", _within(difference)))
     return f"{sentence} Equivalence within {MARGIN:g} is shown where an interval of 95% lies inside it.", numbers
 
 

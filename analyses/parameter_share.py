@@ -17,6 +17,7 @@ from matplotlib.style import context
 
 from road_interp import plots
 from road_interp.cli.app import main_of
+from road_interp.data.contained import PLACES
 from road_interp.errors import InputError
 from road_interp.from_mapping import FieldError
 from road_interp.measure.parameter_share import MethodOutcomes, ParameterShareReport
@@ -208,6 +209,9 @@ def describe(found: ParameterShareReport) -> Described:
     rows = []
     for slug, trainings in found.trainings.items():
         first = trainings[0]
+        if first.contained and first.method == "full":
+            texts = f"{sum(first.contained):,} of {len(first.contained):,}"
+            rows.append((f"{readable_name(first.model)}, {first.task}, test texts {PLACES[True]}", texts))
         name = f"{readable_name(first.model)}, {first.task}, {first.method} ({first.percent:.3f}%)"
         rows.append((name, with_interval(found.accuracy(slug))))
         rows.append((f"{name}, by seed", ", ".join(f"{each.accuracy:.3f}" for each in trainings)))
@@ -216,6 +220,9 @@ def describe(found: ParameterShareReport) -> Described:
         seeds_of_full = {each.seed for each in found.trainings.get(full, ())}
         if first.method != "full" and seeds_of_full & {each.seed for each in trainings}:
             rows.append((f"{name} minus full fine-tuning", with_interval(found.difference(slug, full))))
+            for contained, place in PLACES.items() if {*PLACES} <= {*first.contained} else ():
+                difference = found.difference(slug, full, contained)
+                rows.append((f"{name} minus full fine-tuning, texts {place}", with_interval(difference)))
     seeds = sorted({len(trainings) for trainings in found.trainings.values()})
     several = " or ".join(counted(count, "seed") for count in seeds)
     sentence = (

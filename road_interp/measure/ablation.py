@@ -95,6 +95,8 @@ class AblationReport(Result):
         rows: one per ablated adapter; the first is the unchanged adapter.
         metric: name of the score, used as axis label.
         same_examples: whether the test examples of all seeds are the same.
+        contained: whether each test example, the same of all seeds, stands word by word in a training text; empty where that was
+            not looked at.
     """
 
     model: str
@@ -104,10 +106,13 @@ class AblationReport(Result):
     rows: tuple[Ablation, ...]
     metric: str = "accuracy"
     same_examples: bool = True
+    contained: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.rows or not same_counts([row.correct for row in self.rows], self.seeds):
             raise FieldError("rows", "must hold as many outcomes for each ablated adapter and seed, one at least")
+        if self.contained and not (self.same_examples and len(self.contained) * len(self.seeds) == len(self.rows[0].correct)):
+            raise FieldError("contained", "must have as many values as there are test examples, the same of all seeds")
 
     def of(self, group: Group, what: str, component: str) -> Ablation:
         """The row of one ablated adapter. Raises InputError if there is none."""
@@ -136,9 +141,16 @@ class AblationReport(Result):
         """Accuracy of the unchanged adapter minus that of a row, with the 95% interval of the paired difference."""
         return self.contrast(self.rows[0], row)
 
-    def contrast(self, row: Ablation, other: Ablation) -> tuple[float, float, float]:
-        """Accuracy of one row minus that of another, with the 95% interval of the paired difference."""
+    def contrast(self, row: Ablation, other: Ablation, contained: bool | None = None) -> tuple[float, float, float]:
+        """Accuracy of one row minus that of another, with the 95% interval of the paired difference.
+
+        With `contained`, of the test examples that stand in a training text, or of the others; InputError if there are none.
+        """
         lost = np.asarray(row.correct, float) - np.asarray(other.correct)
+        if contained is not None:
+            if contained not in self.contained:
+                raise InputError("the test examples cannot be divided by whether they are in a training text")
+            lost = lost[np.tile(np.asarray(self.contained) == contained, len(self.seeds))]
         return self._mean(lost, paired=True)
 
     def _mean(self, outcomes: Shaped[np.ndarray, " examples"], paired: bool) -> tuple[float, float, float]:

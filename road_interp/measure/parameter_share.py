@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from road_interp.errors import InputError
+from road_interp.from_mapping import FieldError
 from road_interp.measure.intervals import joined_seeds, mean_over_seeds
 from road_interp.results import Result, entry
 
@@ -26,6 +27,7 @@ class MethodOutcomes(Result):
         percent: `parameters` as percentage of the backbone's weights.
         validation: accuracy on the validation texts.
         correct: whether each test text is classified rightly, in an order that all trainings of the model on the task share.
+        contained: whether each test text stands word by word in a training text; empty for pairs of texts.
     """
 
     model: str
@@ -37,6 +39,11 @@ class MethodOutcomes(Result):
     percent: float
     validation: float
     correct: tuple[bool, ...]
+    contained: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.contained and len(self.contained) != len(self.correct):
+            raise FieldError("contained", f"must have as many values as correct, {len(self.correct)}")
 
     @property
     def accuracy(self) -> float:
@@ -66,18 +73,29 @@ class ParameterShareReport(Result):
         found = self._of(slug)
         return mean_over_seeds(np.concatenate([_correct(each) for each in found]), len(found))
 
-    def difference(self, slug: str, other: str) -> tuple[float, float, float]:
+    def difference(self, slug: str, other: str, contained: bool | None = None) -> tuple[float, float, float]:
         """Accuracy of one condition less that of another of the same model and task, with the 95% interval over seeds and texts.
 
-        Differences are paired by text and seed. Raises InputError for conditions that cannot be paired.
+        Differences are paired by text and seed.
+
+        Args:
+            contained: of the test texts that stand in a training text, or of the others; of all by default.
+
+        Raises:
+            InputError: conditions that cannot be paired, or whose trainings have no such texts, or not the same.
         """
         pairs = [(one, two) for one in self._of(slug) for two in self._of(other) if one.seed == two.seed]
         if not pairs or any((one.model, one.task) != (two.model, two.task) for one, two in pairs):
             raise InputError(f"'{slug}' and '{other}' have no seed of one model and task in common")
         if any(len(one.correct) != len(two.correct) for one, two in pairs):
             raise InputError(f"'{slug}' and '{other}' have other numbers of texts: they cannot be paired")
-        differences = [_correct(one).astype(float) - _correct(two) for one, two in pairs]
-        return mean_over_seeds(np.concatenate(differences), len(pairs), paired=True)
+        differences = np.stack([_correct(one).astype(float) - _correct(two) for one, two in pairs])
+        if contained is not None:
+            masks = {each.contained for pair in pairs for each in pair}
+            if len(masks) > 1 or contained not in (mask := next(iter(masks))):
+                raise InputError(f"'{slug}' and '{other}' cannot be divided by whether they are in a training text")
+            differences = differences[:, np.asarray(mask) == contained]
+        return mean_over_seeds(differences.ravel(), len(pairs), paired=True)
 
     def summary(self) -> dict[str, Any]:
         """Accuracies with intervals, by condition."""

@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Bool
 from transformers import set_seed
 
+from road_interp.data.contained import contained_texts
 from road_interp.data.division import subsample
 from road_interp.data.head_outputs import chosen_classes
+from road_interp.data.labelled import by_length, tokenize
 from road_interp.errors import InputError
 from road_interp.measure.parameter_share import MethodOutcomes
 from road_interp.models.loading import find_device
@@ -51,9 +53,10 @@ def method_outcomes(recipe: ClassificationRecipe, method: str, task: str, texts:
         model, counts = baseline(experiment, *_kind(method))
     with trained_in_memory(experiment, model) as trainer:
         validation, test = (_correct(trainer, experiment.splits[name]) for name in ("validation", "test"))
+        contained = _contained(experiment)
     rate, name = recipe.training.learning_rate, recipe.model.name
     numbers = counts.trained, counts.percent, float(validation.mean())
-    return MethodOutcomes(name, task, method, recipe.seed, rate, *numbers, tuple(test.tolist()))
+    return MethodOutcomes(name, task, method, recipe.seed, rate, *numbers, tuple(test.tolist()), contained)
 
 
 def _kind(method: str) -> tuple[Method, int]:
@@ -63,6 +66,16 @@ def _kind(method: str) -> tuple[Method, int]:
     if rank := re.fullmatch(r"lora-([1-9]\d{0,3})", method):
         return "lora", int(rank[1])
     raise InputError(f"unknown method '{method}'; use {', '.join(get_args(Variant))}, lora-R, full or head")
+
+
+def _contained(experiment: ClassificationExperiment) -> tuple[bool, ...]:
+    """Whether each test text, in the order of the predictions, stands in a training text; empty for pairs of texts."""
+    train, test = experiment.data.train, experiment.data.test
+    if "text_pair" in test.column_names:
+        return ()
+    found = contained_texts(test["text"][:], train["text"][:])
+    order = by_length(tokenize(test, experiment.tokenizer, experiment.recipe.model.max_length))
+    return tuple(found[order].tolist())
 
 
 def _correct(trainer: RoadTrainer, split: Any) -> Bool[np.ndarray, " texts"]:

@@ -76,7 +76,9 @@ def test_parameter_share(known, command, monkeypatch, tmp_path):
         asked.append((recipe, method, task))
         sizes.add(texts)
         best = recipe.training.learning_rate == 3e-3
-        return MethodOutcomes(recipe.model.name, task, method, recipe.seed, 1e-3, 5, 0.1, 0.5 + best / 4, (True, False, best))
+        correct = True, False, best
+        contained = () if task == "RTE" else (True, False, True)
+        return MethodOutcomes(recipe.model.name, task, method, recipe.seed, 1e-3, 5, 0.1, 0.5 + best / 4, correct, contained)
 
     script = script_of(known["parameter-share"])
     monkeypatch.setitem(script, "method_outcomes", scripted)
@@ -116,6 +118,11 @@ def test_parameter_share(known, command, monkeypatch, tmp_path):
     assert {entry["precision"] for entry in recorded.values()} <= {"bf16", "fp32"}
     (name,) = [row for row in told["numbers"] if row.endswith("RTE, road_1 (0.100%) minus full fine-tuning")]
     assert told["numbers"][name].startswith("0.333")
+    divided = {row.rpartition("rotten-tomatoes, ")[2]: value for row, value in told["numbers"].items() if "training text" in row}
+    assert divided["test texts in a training text"] == "2 of 3"
+    assert divided["road_1 (0.100%) minus full fine-tuning, texts in a training text"].startswith("0.500")
+    assert divided["road_1 (0.100%) minus full fine-tuning, texts in no training text"].startswith("0.000")
+    assert len(divided) == 3  # those of RTE, which are pairs, are not divided
     assert [value for row, value in told["numbers"].items() if row.endswith("RTE, full (0.100%), by seed")] == ["0.333, 0.333"]
     for method, seed in (("road_1", 1), ("full", 0)):
         (tmp_path / "results" / "parameter-share" / f"minilm_RTE_{method}" / f"seed-{seed}.json.gz").unlink()
@@ -190,6 +197,13 @@ def test_equivalence_is_shown_where_the_interval_is_inside_the_margin(known):
         "both minus angles only trained alone within 0.02": "shown",
         "both minus magnitudes only trained alone within 0.02": "not shown",
     }
+    divided = replace(whole, contained=_right(970))  # the texts of which magnitudes trained alone miss none
+    found = dict(study.describe(divided)[1])
+    assert {row: value for row, value in found.items() if "within" in row and "texts in" not in row} == verdicts
+    name = "both minus magnitudes only trained alone"
+    assert found[f"{name} within 0.02, texts in a training text"] == "shown"
+    assert found[f"{name} within 0.02, texts in no training text"] == "not shown"
+    assert found[f"{name}, texts in no training text"].startswith("1.000 [")
 
 
 def _right(count):

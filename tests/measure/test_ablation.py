@@ -116,6 +116,27 @@ def test_rows_have_the_same_numbers_of_outcomes():
         AblationReport.from_json(text)
 
 
+def test_examples_are_divided_by_whether_they_stand_in_a_training_text():
+    """The first four of ten do, and one component loses all of them, the other all others."""
+    mask = np.arange(10) < 4
+    first, second = (replace(taken_apart(needs("angles"), seed=seed), contained=tuple(mask.tolist())) for seed in (0, 1))
+    report = AblationReport.over_seeds([first, second])
+    (both, angles), seeds = (report.of("components", "all planes", each) for each in (BOTH, ANGLES)), 2
+    missed = replace(both, correct=(False,) * 20)
+    only = replace(both, correct=tuple(mask.tolist()) * seeds)
+    assert report.contrast(only, missed, contained=True) == mean_over_seeds(np.ones(8), seeds, paired=True)
+    assert report.contrast(only, missed, contained=False) == mean_over_seeds(np.zeros(12), seeds, paired=True)
+    assert report.contrast(only, missed)[0] == pytest.approx(0.4)
+    assert AblationReport.from_json(report.to_json()) == report
+    with pytest.raises(InputError, match="cannot be divided by whether they are in a training text"):
+        taken_apart(needs("angles")).contrast(both, angles, contained=True)
+    with pytest.raises(InputError, match="cannot be divided"):
+        replace(report, contained=(True,) * 10).contrast(both, angles, contained=False)
+    for wrong in ({"contained": (True,) * 9}, {"same_examples": False}):
+        with pytest.raises(InputError, match="'contained' must have as many values as there are test examples, the same of all"):
+            replace(report, **wrong)
+
+
 def test_seeds_with_examples_of_their_own_have_wider_intervals():
     """Example 3 of one division is not example 3 of another."""
     rates = (0.9, 0.5, 0.7)

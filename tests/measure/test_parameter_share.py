@@ -51,6 +51,28 @@ def test_differences_are_paired_by_text_and_seed(report):
         replace(report, trainings={**report.trainings, "short": short}).difference("road_1", "short")
 
 
+def test_texts_are_divided_by_whether_they_stand_in_a_training_text(report):
+    mask = np.arange(200) % 4 == 0
+    contained = tuple(mask.tolist())
+    slugs = ("road_1", "full")
+    marked = {slug: tuple(replace(each, contained=contained) for each in report.trainings[slug]) for slug in slugs}
+    found = ParameterShareReport(marked)
+    for inside in (True, False):
+        pairs = zip(*(marked[slug][:2] for slug in ("full", "road_1")), strict=True)
+        lost = [np.subtract(full.correct, road.correct, dtype=float)[mask == inside] for full, road in pairs]
+        expected = mean_over_seeds(np.concatenate(lost), 2, paired=True)
+        assert found.difference("full", "road_1", inside) == expected
+    assert found.difference("full", "road_1") == report.difference("full", "road_1")
+    assert ParameterShareReport.from_json(found.to_json()) == found
+    other = (replace(marked["full"][0], contained=tuple((~mask).tolist())),)
+    none = tuple(replace(each, contained=(False,) * 200) for each in marked["full"])
+    for changed in ({"full": other}, {"full": none, "road_1": none}, report.trainings):
+        with pytest.raises(InputError, match="'full' and 'road_1' cannot be divided by whether they are in a training text"):
+            ParameterShareReport({**marked, **changed}).difference("full", "road_1", contained=True)
+    with pytest.raises(InputError, match="'contained' must have as many values as correct, 200"):
+        replace(marked["full"][0], contained=(True,))
+
+
 def test_trainings_of_one_condition_differ_in_the_seed_only():
     first, second = (outcomes("road_1", 0.1, 0.8, seed) for seed in (0, 1))
     with pytest.raises(InputError, match="the trainings of 'road_1' differ in more than the seed"):

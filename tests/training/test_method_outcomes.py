@@ -38,6 +38,21 @@ def test_a_rotation_has_the_accuracy_of_its_run(workplace, tmp_path, variant):
     assert method_outcomes(recipe, variant, "tone") == found
 
 
+def test_parts_of_training_texts_are_marked_in_the_order_of_the_outcomes(workplace, tmp_path):
+    header, *rows = (workplace / "data.csv").read_text().splitlines()
+    parts = [f"{' '.join(text.split()[:4])},{rest}" for text, _, rest in (row.partition(",") for row in rows)]
+    (tmp_path / "data.csv").write_text("\n".join([header, *rows, *parts]) + "\n")
+    recipe = recipe_for(workplace, f"data.id={tmp_path / 'data.csv'}", "training.max_steps=1")
+    experiment = ClassificationExperiment(recipe)
+    experiment.load_data()
+    training, test = list(experiment.data.train["text"]), experiment.data.test
+    expected = [any(f" {text} " in f" {other} " for other in training) for text in test["text"]]
+    order = by_length(tokenize(test, experiment.tokenizer, recipe.model.max_length))
+    found = method_outcomes(recipe, "head", "tone").contained
+    assert found == tuple(expected[row] for row in order) != tuple(expected)
+    assert 0 < sum(found) < len(found)
+
+
 @pytest.mark.parametrize("method", ["lora-2", "full", "head"])
 def test_a_baseline_has_the_accuracy_of_its_own_training(workplace, method):
     recipe = recipe_for(workplace)
