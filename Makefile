@@ -191,7 +191,7 @@ notebooks: setup
 # Figures of all studies from results/, on one page; docs/figures gets those of the documentation. QUICK=1 measures five studies with tiny
 # settings instead, in separate folders: those numbers mean nothing.
 QUICKLY_MEASURED := angles disentangle ablation drift interference
-SHOWN := ablation angles composition strength throughput variables-smollm2-number-gender
+SHOWN := ablation angles composition parameter-share-rotten-tomatoes strength throughput variables-smollm2-number-gender
 figures: setup
 ifdef QUICK
 	for study in $(QUICKLY_MEASURED); do $(BIN)/road-interp study $$study --quick --out figures/quick || exit 1; done

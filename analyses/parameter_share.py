@@ -198,11 +198,12 @@ def over_conditions(pieces: Pieces) -> ParameterShareReport:
 
 
 def draw(found: ParameterShareReport, folder: Path) -> list[Path]:
-    tasks = dict.fromkeys(each[0].task for each in found.trainings.values())
-    return [
-        export.save_figure(plots.parameter_share(found, task=task), found, folder, f"parameter-share-{task.lower()}")
-        for task in tasks
-    ]
+    paths = []
+    for task in dict.fromkeys(each[0].task for each in found.trainings.values()):
+        ax = plots.parameter_share(found, task=task)
+        ax.title.set_text("Rotten Tomatoes" if task == REVIEWS else task)
+        paths.append(export.save_figure(ax, found, folder, f"parameter-share-{task.lower()}"))
+    return paths
 
 
 def describe(found: ParameterShareReport) -> Described:
